@@ -1,0 +1,97 @@
+"""`fabric compile`: from a model and a target to a bundle that trains and talks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import Output, command, option
+from .options import compile_options, read_options, seeded
+from .progress import PhaseBar
+
+
+@command(
+    "compile",
+    examples=[
+        "fabric compile nano -o nano.fabric",
+        "fabric compile random:125M --context 128 --lora-rank 16",
+        "fabric compile ~/models/bitnet-b1.58-2B-4T --lora-modules q_proj,v_proj",
+    ],
+    seed_help="Seed of the weights of a random: model.",
+)
+@click.argument("model")
+@option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The bundle to write.  [default: the model's name with .fabric]",
+)
+@compile_options
+@option(
+    "--debug-dump",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FOLDER",
+    help="Write the program after each phase of the compiler there.",
+)
+def compile_command(
+    output: Output,
+    model: str,
+    folder: Path | None,
+    target: str,
+    debug_dump: Path | None,
+    seed: int | None,
+    **values: Any,
+) -> None:
+    """Compile MODEL for a target, with room for a LoRA adapter.
+
+    MODEL is nano (a small BitNet that comes with fabric), random:SIZE for a model with random
+    weights and a published shape (125M, 350M, 1B, 2.7B, 3.8B, 7B, 13B), or the folder of a
+    downloaded Hugging Face BitNet. The bundle can be moved to any machine of the target's kind.
+    """
+    from ..compiler import compile_model
+    from ..models import open_model
+    from ..targets import get_target
+
+    options = replace(read_options(values), debug_dump=debug_dump)
+    chosen = get_target(target)
+    checkpoint = open_model(seeded(model, seed))
+    folder = folder or Path(f"{checkpoint.name.replace(':', '-')}.fabric")
+
+    start = time.monotonic()
+    parameters = checkpoint.config.parameters
+    output.say(
+        f"Compiling [bold]{checkpoint.name}[/] ({_count(parameters)} parameters) "
+        f"for [bold]{chosen.name}[/]"
+    )
+    with PhaseBar(output) as bar:
+        bundle = compile_model(checkpoint, chosen, options, folder, progress=bar)
+    seconds = time.monotonic() - start
+    size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20
+
+    output.say(f"[green]Done[/] in {seconds:.1f} s: [bold]{bundle}[/], {size:.1f} MiB.")
+    output.say(f"Next: fabric run {bundle}/module.so --train data.jsonl --adapter adapter/")
+    output.result(
+        {
+            "bundle": bundle,
+            "module": bundle / "module.so",
+            "model": checkpoint.name,
+            "target": chosen.name,
+            "parameters": parameters,
+            "seconds": seconds,
+            "size_mib": size,
+        }
+    )
+
+
+def _count(parameters: int) -> str:
+    """Say a number of parameters as people do: 12.3 M, 2.41 B."""
+    if parameters >= 10**9:
+        return f"{parameters / 10**9:.2f} B"
+    return f"{parameters / 10**6:.1f} M"

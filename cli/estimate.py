@@ -1,0 +1,69 @@
+"""`fabric estimate`: memory and time of a model on a target, before anything is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .common import SEED_UNUSED, Output, command, option
+from .options import compile_options, read_options, seeded
+
+
+@command(
+    "estimate",
+    examples=[
+        "fabric estimate random:13B --target cpu",
+        "fabric estimate nano --inference",
+        "fabric estimate random:1B --context 512 --lora-rank 16 --json",
+    ],
+    seed_help=SEED_UNUSED,
+)
+@click.argument("model")
+@compile_options
+@option("--inference", is_flag=True, help="Estimate writing text instead of training.")
+def estimate_command(
+    output: Output, model: str, target: str, inference: bool, seed: int | None, **values: Any
+) -> None:
+    """Predict the peak memory and the time of MODEL on a target.
+
+    MODEL is what `fabric compile` takes. Nothing is compiled and no weight is read, so a model
+    that is far too large for this computer can be asked about.
+    """
+    from ..compiler import estimate
+    from ..models import open_model
+    from ..targets import get_target
+
+    options = read_options(values)
+    checkpoint = open_model(seeded(model, seed))
+    found = estimate(checkpoint.config, get_target(target), options, train=not inference)
+
+    what = "writing text" if inference else f"training, rows of {options.context} tokens"
+    output.say(
+        f"[bold]{checkpoint.name}[/] on [bold]{target}[/], {what}: "
+        f"{found.parameters / 1e6:,.1f} M parameters"
+    )
+    table = output.table("", "MiB", numbers=(1,))
+    for name, mib in found.rows:
+        table.add_row(name, f"{mib:,.1f}")
+    table.add_row("[bold]peak memory[/]", f"[bold]{found.peak_memory_mib:,.1f}[/]")
+    output.console.print(table)
+    step = "one token" if inference else "one micro-batch"
+    output.say(f"{step}: {_duration(found.step_seconds)}")
+    output.result(
+        {
+            "peak_memory_mib": found.peak_memory_mib,
+            "step_seconds": found.step_seconds,
+            "parameters": found.parameters,
+            "rows": dict(found.rows),
+        }
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Say a time with a unit that fits it."""
+    if seconds < 1.0:
+        return f"{seconds * 1e3:.1f} ms"
+    if seconds < 120.0:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min"

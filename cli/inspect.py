@@ -1,0 +1,93 @@
+"""`fabric inspect`: what a bundle holds, for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import SEED_UNUSED, Output, command
+
+MIB = 2**20
+
+
+@command(
+    "inspect",
+    examples=["fabric inspect nano.fabric", "fabric inspect nano.fabric/module.so --json"],
+    seed_help=SEED_UNUSED,
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+def inspect_command(output: Output, bundle: Path, seed: int | None) -> None:
+    """Check BUNDLE and show its model, target, kernels, memory plan and files.
+
+    BUNDLE is a folder that `fabric compile` has written, or the module.so in it. Every file is
+    compared with its hash first; a bundle that was altered or cut short is refused.
+    """
+    from ..runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    size = sum(entry["bytes"] for entry in manifest["files"].values()) / MIB
+    output.say(f"[bold]{opened.path}[/]  {size:.1f} MiB, every file as it was written\n")
+    _overview(output, manifest)
+    _kernels(output, manifest["kernels"])
+    _memory(output, manifest["memory"])
+    _files(output, manifest["files"])
+    output.result({"bundle": opened.path, "size_mib": size, "manifest": manifest})
+
+
+def _overview(output: Output, manifest: dict[str, Any]) -> None:
+    """Print the model and the choices it was compiled with."""
+    model, lora, training = manifest["model"], manifest["lora"], manifest["training"]
+    config = model["config"]
+    features = ", ".join(manifest["target"]["features"]) or "none beyond the baseline"
+    kind = "rsLoRA" if lora["rslora"] else "LoRA"
+    rows = {
+        "model": f"{model['name']}, of the family {config['family']}",
+        "shape": f"{config['num_layers']} layers, hidden {config['hidden_size']}, "
+        f"feed-forward {config['intermediate_size']}, "
+        f"{config['num_heads']} heads ({config['num_kv_heads']} for keys and values), "
+        f"vocabulary {config['vocab_size']:,}",
+        "target": f"{manifest['target']['name']}, using {features}",
+        "head": f"{manifest['head']}{', tied to the embedding' if config['tied_head'] else ''}",
+        "training": f"rows of {training['context']} tokens, {training['micro_batch']} at once",
+        "adapter": f"{kind}, rank {lora['rank']}, alpha {lora['alpha']:g}, "
+        f"dropout {lora['dropout']:g}, on {', '.join(lora['modules'])}",
+        "made with": ", ".join(f"{name} {number}" for name, number in manifest["tools"].items())
+        + f"; schema {manifest['schema']}",
+    }
+    table = output.table("", "")
+    for name, text in rows.items():
+        table.add_row(f"[dim]{name}[/]", text)
+    output.console.print(table)
+
+
+def _kernels(output: Output, kernels: dict[str, str]) -> None:
+    """Print each kind of kernel with the schedule that laid it out and how often it occurs."""
+    kinds = Counter(kernels.values())
+    output.say(f"\n[bold]Kernels[/]  {len(kernels)} of {len(kinds)} kinds")
+    table = output.table("kernel", "schedule", "number", numbers=(2,))
+    for kind, number in sorted(kinds.items()):
+        kernel, _, rule = kind.partition(" <- ")
+        table.add_row(kernel, rule, str(number))
+    output.console.print(table)
+
+
+def _memory(output: Output, memory: dict[str, int]) -> None:
+    """Print the scratch memory of each function, largest first."""
+    output.say("\n[bold]Memory plan[/]  scratch space of each function")
+    table = output.table("function", "MiB", numbers=(1,))
+    for name, size in sorted(memory.items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{size / MIB:.2f}")
+    output.console.print(table)
+
+
+def _files(output: Output, files: dict[str, dict[str, Any]]) -> None:
+    """Print every file with its size and hash."""
+    output.say("\n[bold]Files[/]")
+    table = output.table("file", "bytes", "SHA-256", numbers=(1,))
+    for name, entry in files.items():
+        table.add_row(name, f"{entry['bytes']:,}", f"[dim]{entry['sha256']}[/]")
+    output.console.print(table)

@@ -1,0 +1,131 @@
+"""The options that say how a model is compiled: for `fabric compile` and `fabric estimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .common import option
+
+if TYPE_CHECKING:
+    from ..compiler import CompileOptions
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_OPTIONS = (
+    option(
+        "--target",
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        help="What to compile for; `fabric targets` lists the names.",
+    ),
+    option(
+        "--context",
+        type=click.IntRange(min=8),
+        default=256,
+        show_default=True,
+        help="Tokens of a training row.",
+    ),
+    option(
+        "--micro-batch",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Rows that are computed at once; more need more memory.",
+    ),
+    option(
+        "--lora-rank",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="Rank of the adapter's matrices.",
+    ),
+    option(
+        "--lora-alpha",
+        type=float,
+        default=None,
+        help="The adapter is scaled by alpha / rank.  [default: twice the rank]",
+    ),
+    option(
+        "--lora-modules",
+        default="all",
+        show_default=True,
+        metavar="LIST",
+        help="The BitLinears that get an adapter, such as q_proj,v_proj.",
+    ),
+    option(
+        "--lora-dropout",
+        type=click.FloatRange(0.0, 1.0, max_open=True),
+        default=0.0,
+        show_default=True,
+        help="Share of an adapter's inputs that is dropped in training.",
+    ),
+    option("--rslora", is_flag=True, help="Scale the adapter by alpha / sqrt(rank) (rsLoRA)."),
+    option(
+        "--head",
+        type=click.Choice(["int8", "f16"]),
+        default="int8",
+        show_default=True,
+        help="How the output head is stored: int8 is smaller and faster, f16 exact.",
+    ),
+)
+
+
+def compile_options(function: Function) -> Function:
+    """Give a command the options that `read_options` reads."""
+    for decorate in reversed(_OPTIONS):
+        function = decorate(function)
+    return function
+
+
+def read_options(values: dict[str, Any]) -> CompileOptions:
+    """Take the compile options out of a command's `values`; --target is left to the caller.
+
+    Raises
+    ------
+    click.BadParameter
+        For a module that no BitNet layer has.
+    """
+    from ..compiler import CompileOptions, LoraOptions
+
+    rank = values.pop("lora_rank")
+    alpha = values.pop("lora_alpha")
+    return CompileOptions(
+        context=values.pop("context"),
+        micro_batch=values.pop("micro_batch"),
+        lora=LoraOptions(
+            rank=rank,
+            alpha=2.0 * rank if alpha is None else alpha,
+            modules=_modules(values.pop("lora_modules")),
+            dropout=values.pop("lora_dropout"),
+            rslora=values.pop("rslora"),
+        ),
+        head=values.pop("head"),
+    )
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    """Read a list such as "q_proj,v_proj", or "all", in the layer's own order."""
+    from ..models import MODULES
+
+    if text == "all":
+        return MODULES
+    wanted = {name.strip() for name in text.split(",") if name.strip()}
+    unknown = sorted(wanted.difference(MODULES))
+    if unknown or not wanted:
+        raise click.BadParameter(
+            f"{', '.join(unknown) or 'nothing'} is none of a layer's modules; "
+            f"they are {', '.join(MODULES)}, or all.",
+            param_hint="--lora-modules",
+        )
+    return tuple(name for name in MODULES if name in wanted)
+
+
+def seeded(model: str, seed: int | None) -> str:
+    """Add --seed to the name of a random: model that does not say one itself."""
+    if seed is None or not model.startswith("random:") or ":seed=" in model:
+        return model
+    return f"{model}:seed={seed}"

@@ -1,0 +1,236 @@
+"""`fabric quickstart`: the whole story once, on this computer, offline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..targets import FabricError
+from .child import run_fabric
+from .common import Output, command, option
+
+MARKER = "quickstart.json"
+MADE_BY = "fabric quickstart"
+QUESTION = "Q: Does vitamin D supplementation reduce the risk of fractures in older adults?\nA:"
+BUNDLE = "nano.fabric"
+ADAPTER = "adapter"
+DATA = ("train.jsonl", "validation.jsonl")
+RUN = ("run", f"{BUNDLE}/module.so")
+TALK = (*RUN, "--prompt", QUESTION, "--max-new-tokens", "48", "--stop", "\n")
+EVALUATE = (*RUN, "--eval", DATA[1])
+TRAIN = (
+    *RUN,
+    "--train",
+    DATA[0],
+    "--eval-data",
+    DATA[1],
+    "--adapter",
+    ADAPTER,
+    "--resume",
+    "--epochs",
+    "6",
+    "--batch",
+    "4",
+    "--learning-rate",
+    "2e-3",
+)
+
+
+@command(
+    "quickstart",
+    examples=["fabric quickstart", "fabric quickstart --output ~/first-model --seed 7"],
+    seed_help="Seed of the adapter, the order of the data and the answers.",
+)
+@option(
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("fabric-quickstart"),
+    show_default=True,
+    help="Where everything is written.",
+)
+def quickstart_command(output: Output, folder: Path, seed: int | None) -> None:
+    """See it all work in a few minutes, without a network.
+
+    Compiles nano, a small BitNet that comes with fabric; asks it a medical question; fine-tunes
+    it on 264 such questions with a LoRA adapter; and asks again. Every step is an ordinary fabric
+    command, shown before it runs, so that you can run it yourself.
+    """
+    start = time.monotonic()
+    story = Story(output, folder, seed or 0)
+    story.prepare()
+    output.say(
+        f"\n[bold]A model of your own, made on this computer.[/] All of it lands in {folder}/."
+    )
+
+    story.chapter("Compile", "The model becomes a bundle: machine code for this kind of computer.")
+    compiled = story.compile()
+    story.chapter("Ask", "What does it know before? Its loss on 33 questions, then one answer.")
+    before = story.fabric(*EVALUATE)
+    answer_before = story.fabric(*TALK)["text"]
+    story.chapter("Train", "A LoRA adapter learns from 264 questions; the model stays as it is.")
+    trained = story.fabric(*TRAIN)
+    story.chapter("Ask again", "The same questions, now with the adapter.")
+    after = story.fabric(*EVALUATE, "--adapter", ADAPTER)
+    answer_after = story.fabric(*TALK, "--adapter", ADAPTER)["text"]
+
+    story.finish()
+    result = {
+        "folder": folder,
+        "bundle": folder / BUNDLE,
+        "adapter": folder / ADAPTER,
+        "curve": story.curve(),
+        "eval_loss_before": before["loss"],
+        "eval_loss": after["loss"],
+        "answer_before": answer_before,
+        "answer_after": answer_after,
+        "seconds": time.monotonic() - start,
+        "compile": compiled,
+        "training": trained,
+    }
+    _summary(output, result)
+    output.result(result)
+
+
+@dataclass
+class Story:
+    """The folder of a quickstart and the commands that fill it.
+
+    Parameters
+    ----------
+    output : Output
+        Where the story is told.
+    folder : Path
+        What is filled; every command runs inside it.
+    seed : int
+        Given to every command.
+    """
+
+    output: Output
+    folder: Path
+    seed: int
+    _chapters: int = field(default=0, repr=False)
+
+    def prepare(self) -> None:
+        """Make the folder, or take up an earlier quickstart's; never touch anyone else's.
+
+        Raises
+        ------
+        FabricError
+            Where the folder holds something that no quickstart made.
+        """
+        marker = self.folder / MARKER
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FabricError(
+                f"{self.folder} is a file, not a folder.", "Choose another folder with --output."
+            )
+        if marker.is_file():
+            if self._earlier(marker) != self._state("running"):
+                self._clear()
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise FabricError(
+                f"{self.folder} holds files that fabric quickstart did not make, "
+                "so they are left alone.",
+                "Choose another folder with --output, or empty this one yourself.",
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._mark("running")
+        with as_file(files("bitfabric.examples") / "biomedqa") as source:
+            for name in DATA:
+                shutil.copyfile(source / name, self.folder / name)
+
+    def chapter(self, title: str, text: str) -> None:
+        """Announce the next part of the story."""
+        self._chapters += 1
+        self.output.say(f"\n[bold cyan]{self._chapters}  {title}[/]  {text}")
+
+    def compile(self) -> dict[str, Any] | None:
+        """Compile nano, unless an interrupted quickstart has done so; give the result, if any."""
+        if (self.folder / BUNDLE / "manifest.json").is_file():
+            self.output.say(f"   {BUNDLE} is there already, from the quickstart that was stopped.")
+            return None
+        return self.fabric("compile", "nano", "--target", "cpu", "-o", BUNDLE)
+
+    def fabric(self, *arguments: str) -> dict[str, Any]:
+        """Run one fabric command in the folder, showing it first; give its JSON result."""
+        return run_fabric(
+            self.output,
+            (*arguments, "--seed", str(self.seed)),
+            folder=self.folder,
+            shown=arguments,
+        )
+
+    def curve(self) -> Path | None:
+        """Find the picture of the loss curve beside the adapter."""
+        pictures = sorted((self.folder / ADAPTER).glob("*.svg"))
+        return pictures[0] if pictures else None
+
+    def finish(self) -> None:
+        """Note that the next quickstart here begins anew."""
+        self._mark("done")
+
+    def _state(self, state: str) -> dict[str, Any]:
+        return {
+            "made_by": MADE_BY,
+            "version": version("bitfabric"),
+            "seed": self.seed,
+            "state": state,
+        }
+
+    def _mark(self, state: str) -> None:
+        (self.folder / MARKER).write_text(json.dumps(self._state(state), indent=2) + "\n")
+
+    @staticmethod
+    def _earlier(marker: Path) -> dict[str, Any]:
+        try:
+            return json.loads(marker.read_text())
+        except ValueError:
+            return {}
+
+    def _clear(self) -> None:
+        """Remove what a finished quickstart, or one of another version or seed, has made."""
+        for name in (BUNDLE, ADAPTER):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _summary(output: Output, result: dict[str, Any]) -> None:
+    """Print what has changed, where it lies, and what to type next."""
+    from rich.markup import escape
+
+    output.say(f"\n[bold green]Done[/] in {result['seconds'] / 60:.1f} minutes.\n")
+    table = output.table("", "before", "after")
+    table.add_row(
+        "validation loss",
+        f"{result['eval_loss_before']:.3f}",
+        f"[bold]{result['eval_loss']:.3f}[/]",
+    )
+    for word in ("before", "after"):
+        result[f"answer_{word}"] = " ".join(result[f"answer_{word}"].split())
+    table.add_row("answer", escape(result["answer_before"]), escape(result["answer_after"]))
+    output.console.print(table)
+
+    output.say("\n[bold]What you have now[/]")
+    files = output.table("", "")
+    files.add_row(str(result["bundle"]), "the compiled model")
+    files.add_row(str(result["adapter"]), "your adapter, in PEFT's format")
+    if result["curve"]:
+        files.add_row(str(result["curve"]), "the loss curve: open it in a browser")
+    output.console.print(files)
+
+    output.say("\n[bold]What to try next[/]")
+    module = f"{result['bundle']}/module.so"
+    for line in (
+        f'fabric run {module} --prompt "Q: Does aspirin help?\\nA:" --adapter {result["adapter"]}',
+        f"fabric run {module} --train your-own.jsonl --adapter mine/",
+        f"fabric inspect {result['bundle']}",
+        "fabric estimate random:1B",
+    ):
+        output.console.print(f"  {line}", markup=False, soft_wrap=True)

@@ -1,0 +1,68 @@
+"""`fabric run`: train, evaluate, write and chat with a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import Output, command
+from .run_options import run_options
+
+MODES = ("train", "evaluate", "prompt", "chat")
+
+
+@command(
+    "run",
+    examples=[
+        "fabric run nano.fabric --train train.jsonl --eval-data valid.jsonl --adapter out",
+        "fabric run nano.fabric --train train.jsonl --adapter out/ --resume",
+        "fabric run nano.fabric --eval valid.jsonl --adapter out/",
+        r'fabric run nano.fabric --prompt "Q: Does it work?\nA:" --adapter out/',
+        "fabric run nano.fabric --chat --temperature 0.7",
+    ],
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@run_options
+def run_command(output: Output, bundle: Path, seed: int | None, **values: Any) -> None:
+    """Train, evaluate or write text with BUNDLE.
+
+    BUNDLE is what `fabric compile` has written, or the module.so in it. Data is JSONL with a
+    text, or a prompt and a completion, or messages on each line; or plain text.
+    """
+    mode = _mode(values)
+    if mode == "train":
+        from .run_training import train
+
+        output.result(train(output, bundle, seed, values))
+    elif mode == "evaluate":
+        from .run_training import evaluate
+
+        output.result(evaluate(output, bundle, values))
+    else:
+        from .run_writing import chat, write
+
+        work = chat if values["chat"] and values["prompt"] is None else write
+        output.result(work(output, bundle, seed, values))
+
+
+def _mode(values: dict[str, Any]) -> str:
+    """Find the one kind of work that was asked for.
+
+    Raises
+    ------
+    click.UsageError
+        For none, or for two that exclude each other.
+    """
+    asked = [mode for mode in MODES if values[mode] not in (None, False)]
+    if asked in (["prompt"], ["chat"], ["prompt", "chat"]):
+        return "prompt"
+    # The training data may also be named in the --config file.
+    if not asked and values["config"] is not None:
+        return "train"
+    if len(asked) != 1:
+        raise click.UsageError(
+            "Say what to do, with one of --train FILE, --eval FILE, --prompt TEXT and --chat."
+        )
+    return asked[0]

@@ -1,0 +1,129 @@
+"""The part of `fabric run` that writes text: --prompt and --chat."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.conversation import Conversation
+from ..runtime.generate import Generation, GenerationOptions, load_adapters
+from ..runtime.inference import InferenceEngine
+from ..runtime.memory import peak_memory_mib
+from ..runtime.sampling import SamplingOptions
+from ..runtime.tokenizer import load_tokenizer
+from .common import Output
+from .run_options import unescape
+
+FAREWELLS = ("/exit", "/quit", "exit", "quit")
+
+
+def write(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]) -> dict[str, Any]:
+    """Go on from --prompt, or with --chat answer it as one message.
+
+    Returns
+    -------
+    dict
+        The keys that `--prompt --json` promises, finished_by and peak_memory_mib.
+    """
+    prompt = unescape(values["prompt"])
+    opened = open_bundle(bundle)
+    options = _options(seed, values)
+    if values["chat"]:
+        generation = _conversation(opened, options, values).ask(prompt)
+    else:
+        tokenizer = load_tokenizer(opened)
+        tokens = tokenizer.encode_prompt(prompt)
+        generation = Generation(_engine(opened, values), tokenizer, tokens, options)
+    _stream(output, generation)
+    found = generation.result
+    output.aside(
+        f"{found.tokens} tokens, {found.tokens_per_s:.0f} a second, "
+        f"the first after {found.time_to_first_token_ms:.0f} ms"
+    )
+    return {**found.to_json(), "peak_memory_mib": peak_memory_mib()}
+
+
+def chat(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]) -> dict[str, Any]:
+    """Talk until the person has had enough: Ctrl-D, Ctrl-C or /exit.
+
+    Returns
+    -------
+    dict
+        messages (role and content) and tokens (written by the model).
+    """
+    opened = open_bundle(bundle)
+    conversation = _conversation(opened, _options(seed, values), values)
+    if sys.stdin.isatty():
+        # Gives the line that is typed a cursor and a history.
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
+        output.aside("Say something. Ctrl-C stops an answer; /exit or Ctrl-D ends the chat.")
+    tokens = 0
+    while (question := _question()) is not None:
+        if not question:
+            continue
+        answer = conversation.ask(question)
+        with contextlib.suppress(KeyboardInterrupt):
+            _stream(output, answer)
+        conversation.keep(answer)
+        tokens += len(answer.tokens)
+    return {"messages": conversation.messages, "tokens": tokens}
+
+
+def _question() -> str | None:
+    """Ask for the next message; None when there will be no more."""
+    is_terminal = sys.stdin.isatty()
+    try:
+        if is_terminal:
+            print()
+        text = input("> " if is_terminal else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        if is_terminal:
+            print()
+        return None
+    return None if text.lower() in FAREWELLS else text
+
+
+def _conversation(
+    bundle: Bundle, options: GenerationOptions, values: dict[str, Any]
+) -> Conversation:
+    """Start a chat; a model without a chat template is refused before its weights are read."""
+    tokenizer = load_tokenizer(bundle)
+    tokenizer.end_of_turn()
+    return Conversation(_engine(bundle, values), tokenizer, options, values["system"])
+
+
+def _engine(bundle: Bundle, values: dict[str, Any]) -> InferenceEngine:
+    """Open the model with all adapters that were named."""
+    adapters = load_adapters(values["adapters"], bundle)
+    return InferenceEngine(bundle, adapters, capacity=values["capacity"])
+
+
+def _options(seed: int | None, values: dict[str, Any]) -> GenerationOptions:
+    """Take the options of writing out of the command's values."""
+    return GenerationOptions(
+        max_new_tokens=values["max_new_tokens"],
+        stop=tuple(unescape(text) for text in values["stop"]),
+        sampling=SamplingOptions(
+            temperature=values["temperature"],
+            top_k=values["top_k"],
+            top_p=values["top_p"],
+            repetition_penalty=values["repetition_penalty"],
+            seed=seed or 0,
+        ),
+    )
+
+
+def _stream(output: Output, generation: Generation) -> None:
+    """Print a text as it is written."""
+    file = output.console.file
+    try:
+        for piece in generation:
+            file.write(piece)
+            file.flush()
+    finally:
+        file.write("\n")
+        file.flush()

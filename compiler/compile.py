@@ -1,0 +1,74 @@
+"""``compile_model``: a checkpoint and a target become a bundle on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..models import Checkpoint
+from ..models.graph import HeadFormat
+from ..targets import Target
+from .bundle import Progress, bundle_folder, manifest_of, seal
+from .link import link, linker
+from .memory import function_workspaces
+from .options import CompileOptions
+from .pipeline import build
+from .weights import write_weights
+
+
+def compile_model(
+    model: Checkpoint,
+    target: Target,
+    options: CompileOptions,
+    output: Path,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile a model for a target and write its bundle.
+
+    Parameters
+    ----------
+    model : Checkpoint
+        The model.
+    target : Target
+        What to generate code for.
+    options : CompileOptions
+        Sizes and formats.
+    output : pathlib.Path
+        The bundle's folder; an older bundle there is replaced when the new one is whole.
+    progress : callable, optional
+        Called with the phase's name and the fraction done.
+
+    Returns
+    -------
+    pathlib.Path
+        `output`.
+
+    Raises
+    ------
+    FabricError
+        If a tensor of the model is unusable, a kernel has no schedule for the target, there is no
+        linker, or the disk is full. Nothing is left behind.
+    """
+    report = progress or (lambda phase, fraction: None)
+    linker()
+    with bundle_folder(output) as folder:
+        executable, kernels, lowered = build(model.config, target, options, report)
+        report("link", 0.6)
+        link(executable, folder / "module.so")
+
+        def weights_done(fraction: float) -> None:
+            report("pack weights", 0.65 + 0.3 * fraction)
+
+        report("pack weights", 0.65)
+        weights = write_weights(model, HeadFormat(options.head), folder / "weights", weights_done)
+        if model.tokenizer_files:
+            (folder / "tokenizer").mkdir()
+            for name, content in model.tokenizer_files.items():
+                (folder / "tokenizer" / name).write_bytes(content)
+        # Every schedule here is a rule's default; tuned decisions are listed in this file.
+        (folder / "tuning.json").write_text(json.dumps({"records": []}), encoding="utf-8")
+        report("seal", 0.95)
+        memory = function_workspaces(lowered)
+        seal(folder, manifest_of(model, target, options, weights, kernels, memory))
+    report("done", 1.0)
+    return output

@@ -1,0 +1,97 @@
+"""From ``layer_forward`` to ``layer_vjp``: the adjoint that Relax's ``Gradient`` derives.
+
+The objective is ``sum(layer_forward(x, ...) * dy)``, whose gradient is the vector-Jacobian product
+with dy. The objective's own value is never used, so the last product of the forward pass is dead
+code and goes.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+FORWARD = "layer_forward"
+ADJOINT = "layer_vjp"
+
+
+@mutator
+class _DropGradientMark(PyExprMutator):
+    """Rewrites ``call_tir_with_grad``, which code generation does not take, to ``call_tir``."""
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        if getattr(call.op, "name", "") == "relax.call_tir_with_grad":
+            return relax.Call(
+                tvm.ir.Op.get("relax.call_tir"), call.args, None, list(call.ty_args)
+            )
+        return call
+
+
+def _objective(forward: relax.Function) -> relax.Function:
+    """Return ``(*params, dy) -> sum(forward(*params) * dy)``."""
+    forward = relax.utils.copy_with_new_vars(forward)
+    dy = relax.Var("dy", forward.ret_ty)
+    bb = relax.BlockBuilder()
+    with bb.function("objective", [*forward.params, dy]):
+        with bb.dataflow():
+            for block in forward.body.blocks:
+                for binding in block.bindings:
+                    bb.emit_normalized(binding)
+            weighted = bb.emit(relax.op.multiply(forward.body.body, dy))
+            out = bb.emit_output(relax.op.sum(weighted))
+        bb.emit_func_output(out)
+    return bb.get()["objective"]
+
+
+def differentiate(module: tvm.IRModule, inputs: int) -> tvm.IRModule:
+    """Add ``layer_vjp(*layer_forward's parameters, dy)``.
+
+    Parameters
+    ----------
+    module : tvm.IRModule
+        Holds ``layer_forward``, one dataflow block long.
+    inputs : int
+        The first so many parameters are differentiated; the rest is frozen.
+
+    Returns
+    -------
+    tvm.IRModule
+        The module with ``layer_vjp``, which returns the tuple of the adjoints.
+    """
+    objective = _objective(module[FORWARD])
+    module = tvm.IRModule(dict(module.functions.items()), attrs=module.attrs)
+    module["objective"] = objective.with_attr("global_symbol", "objective")
+    wanted = list(module["objective"].params)[:inputs]
+    module = relax.transform.Gradient("objective", require_grads=wanted)(module)
+    adjoint = module["objective_adjoint"]
+    # (objective, (dx, dfactor, ...)) -> (dx, dfactor, ...)
+    gradients = adjoint.body.body
+    body = relax.SeqExpr(adjoint.body.blocks, _second_field(adjoint, gradients))
+    vjp = relax.Function(adjoint.params, body, adjoint.ret_ty.fields[1], attrs=adjoint.attrs)
+    del module["objective"]
+    del module["objective_adjoint"]
+    # Through a builder, so that the global variable carries the function's type for callers.
+    builder = relax.BlockBuilder(module)
+    builder.add_func(vjp.with_attr("global_symbol", ADJOINT), ADJOINT)
+    return builder.get()
+
+
+def _second_field(adjoint: relax.Function, result: relax.Expr) -> relax.Expr:
+    """Return the gradients of an adjoint's result ``(objective, gradients)``."""
+    if isinstance(result, relax.Tuple):
+        return result.fields[1]
+    for block in adjoint.body.blocks:
+        for binding in block.bindings:
+            if binding.var.same_as(result):
+                return binding.value.fields[1]
+    raise AssertionError("the result of an adjoint is a tuple")
+
+
+def drop_gradient_marks(module: tvm.IRModule) -> tvm.IRModule:
+    """Return the module with plain calls: the last step, once every adjoint is taken."""
+    marks = _DropGradientMark(module)
+    for name, function in module.functions.items():
+        if isinstance(function, relax.Function):
+            marks.builder_.update_func(name, marks.visit_expr(function))
+    return marks.builder_.get()

@@ -1,0 +1,46 @@
+"""What a person chooses when a bundle is compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..models.lora import LoraOptions
+from ..targets import FabricError
+
+HEADS = ("int8", "f16")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """The fixed sizes and formats of a bundle.
+
+    Attributes
+    ----------
+    context : int
+        Tokens of a training row. Inference has no such limit.
+    micro_batch : int
+        Rows that one call of the training step takes; a larger batch is several calls.
+    lora : LoraOptions
+        What is trained.
+    head : str
+        Storage of embedding and head: ``"int8"`` with a scale a row, or ``"f16"``.
+    debug_dump : pathlib.Path, optional
+        A folder for the IR after each phase.
+    """
+
+    context: int = 256
+    micro_batch: int = 1
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    head: str = "int8"
+    debug_dump: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise FabricError(f"There is no head format {self.head!r}.", "Use int8 or f16.")
+        for name, value, most in (
+            ("context", self.context, 1 << 17),
+            ("micro-batch", self.micro_batch, 1 << 12),
+        ):
+            if not 1 <= value <= most:
+                raise FabricError(f"A {name} of {value} is out of range.", f"Use 1 to {most}.")

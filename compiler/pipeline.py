@@ -1,0 +1,153 @@
+"""From a model's configuration to a scheduled, lowered module: the phases in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from ..models.config import ModelConfig
+from ..models.graph import (
+    HeadFormat,
+    TrainingShape,
+    add_inference,
+    add_steps,
+    training_functions,
+)
+from ..models.lora import adapter_layout
+from ..schedules import KERNEL, schedule
+from ..targets import Target
+from .differentiate import differentiate, drop_gradient_marks
+from .options import CompileOptions
+
+ENTRIES = (
+    "train_step",
+    "evaluate_step",
+    "gradient_squares",
+    "update",
+    "rope",
+    "prefill",
+    "decode",
+    "rope_cache",
+    "embed",
+    "layer_forward",
+    "layer_vjp",
+    "head_loss",
+    "head_loss_vjp",
+)
+"""Functions that a runtime may call."""
+
+
+def build_graph(config: ModelConfig, options: CompileOptions) -> tvm.IRModule:
+    """Return the whole module of a model: training functions, their adjoints, and inference."""
+    shape = TrainingShape(options.micro_batch, options.context)
+    head = HeadFormat(options.head)
+    builder = relax.BlockBuilder()
+    training_functions(builder, config, shape, options.lora, head)
+    factors = len(adapter_layout(config, options.lora).factors)
+    builder = relax.BlockBuilder(differentiate(builder.get(), inputs=1 + factors))
+    add_steps(builder, config, shape, options.lora, head)
+    add_inference(builder, config, options.lora, head)
+    module = drop_gradient_marks(builder.get())
+    return relax.transform.DeadCodeElimination(list(ENTRIES))(module)
+
+
+def fuse(module: tvm.IRModule) -> tvm.IRModule:
+    """Lower Relax operators to tensor programs and fuse the elementwise ones."""
+    passes = [
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(list(ENTRIES)),
+    ]
+    return tvm.transform.Sequential(passes)(module)
+
+
+def apply_schedules(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, dict[str, str]]:
+    """Lay every kernel onto the target.
+
+    Returns
+    -------
+    tuple
+        The module, and for each PrimFunc ``kernel <- rule`` as the manifest lists them.
+    """
+    scheduled = tvm.IRModule(dict(module.functions.items()), attrs=module.attrs)
+    chosen = {}
+    for name, function in module.functions.items():
+        if isinstance(function, tvm.tirx.PrimFunc):
+            rule, laid_out = schedule(function, target)
+            scheduled.update_func(name, laid_out)
+            attributes = function.attrs or {}
+            kernel = str(attributes[KERNEL]) if KERNEL in attributes else "elementwise"
+            chosen[name.name_hint] = f"{kernel} <- {rule.rsplit('.', 1)[-1]}"
+    return scheduled, chosen
+
+
+def lower(module: tvm.IRModule) -> tvm.IRModule:
+    """Plan memory and lower the Relax functions to what the virtual machine executes."""
+    passes = [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+    return tvm.transform.Sequential(passes)(module)
+
+
+def build(
+    config: ModelConfig,
+    target: Target,
+    options: CompileOptions,
+    progress: Callable[[str, float], None],
+) -> tuple[relax.VMExecutable, dict[str, str], tvm.IRModule]:
+    """Run all phases.
+
+    Returns
+    -------
+    tuple
+        The executable, the rule of each kernel, and the lowered module (for its memory plan).
+    """
+    dump = _Dump(options.debug_dump)
+    progress("graph", 0.0)
+    module = dump("1-graph", build_graph(config, options))
+    progress("fuse", 0.1)
+    module = dump("2-fused", fuse(module))
+    progress("schedule", 0.2)
+    module, kernels = apply_schedules(module, target)
+    dump("3-scheduled", module)
+    progress("lower", 0.4)
+    lowered = dump("4-lowered", lower(module))
+    progress("generate code", 0.5)
+    executable = tvm.compile(
+        lowered, target=tvm.target.Target(dict(target.options)), relax_pipeline=_as_it_is()
+    )
+    return executable, kernels, lowered
+
+
+def _as_it_is() -> tvm.transform.Pass:
+    """The Relax pipeline has run already, phase by phase."""
+    return tvm.transform.Sequential([])
+
+
+class _Dump:
+    """Writes the IR of a phase to a folder, where one was asked for."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def __call__(self, phase: str, module: tvm.IRModule) -> tvm.IRModule:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"{phase}.py").write_text(module.script(), encoding="utf-8")
+        return module

@@ -1,0 +1,119 @@
+"""The inference side: new tokens over a key and value cache, the whole model in one function.
+
+``prefill`` takes any number of tokens of any sequences; ``decode`` is the same function for one
+token, so that its kernels are specialised for it.
+"""
+
+from __future__ import annotations
+
+from tvm import relax, tirx
+
+from ..config import ModelConfig
+from ..kernels import cached_attention, logits, rope_table
+from ..lora import LoraOptions, linear_groups
+from .layer import (
+    Dimension,
+    Ends,
+    HeadFormat,
+    LoraUse,
+    attention_shape,
+    decoder_layer,
+    layer_tensors,
+    tuple_items,
+)
+
+
+def add_inference(
+    bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions, head: HeadFormat
+) -> None:
+    """Add ``prefill`` and ``decode``.
+
+    Parameters of both, in order: ``tokens, sequence, position (n,)`` int32; ``select (s,)`` int32,
+    the tokens whose logits are wanted; ``rope (M, D)``; the tensors outside the layers; ``layers``,
+    the tuple of the layers' tensors; ``adapters``, for each layer the tuple ``A, B`` of each
+    adapted group with any rank, their scale folded into B; ``caches``, for each layer the tuple of
+    keys ``(S, Hkv, D, M)`` and values ``(S, Hkv, M, D)``, updated in place. They return
+    ``(s, V)`` float32 logits. ``rope_cache(shape (M,))`` makes the table.
+    """
+    _add(bb, "prefill", tirx.Var("n", "int64"), tirx.Var("s", "int64"), config, lora, head)
+    _add(bb, "decode", 1, 1, config, lora, head)
+    capacity = tirx.Var("m", "int64")
+    size = relax.Var("size", relax.ShapeType([capacity]))
+    with bb.function("rope_cache", [size]):
+        with bb.dataflow():
+            table = rope_table(bb, capacity, config.head_dim, config.rope_theta)
+            out = bb.emit_output(table)
+        bb.emit_func_output(out)
+
+
+def _add(
+    bb: relax.BlockBuilder,
+    name: str,
+    count: Dimension,
+    selected: Dimension,
+    config: ModelConfig,
+    lora: LoraOptions,
+    head: HeadFormat,
+) -> None:
+    capacity, sequences = tirx.Var("m", "int64"), tirx.Var("b", "int64")
+    specs, ends, heads = layer_tensors(config), Ends(config, head), attention_shape(config)
+    adapter_type, factor_names = _adapter_type(config, lora)
+    d, kv, depth = config.head_dim, config.num_kv_heads, config.num_layers
+
+    def indices(name: str, length: Dimension) -> relax.Var:
+        return relax.Var(name, relax.TensorType((length,), "int32"))
+
+    tokens, sequence, position = (indices(n, count) for n in ("tokens", "sequence", "position"))
+    select = indices("select", selected)
+    rope = relax.Var("rope", relax.TensorType((capacity, d), "float32"))
+    layers = relax.Var(
+        "layers", relax.TupleType([relax.TupleType([s.type for s in specs])] * depth)
+    )
+    adapters = relax.Var("adapters", relax.TupleType([adapter_type] * depth))
+    cache = relax.TupleType(
+        [
+            relax.TensorType((sequences, kv, d, capacity), "float32"),
+            relax.TensorType((sequences, kv, capacity, d), "float32"),
+        ]
+    )
+    caches = relax.Var("caches", relax.TupleType([cache] * depth))
+    model = [rope, *ends.parameters, layers, adapters, caches]
+    with bb.function(name, [tokens, sequence, position, select, *model]):
+        with bb.dataflow():
+            x = ends.embed(bb, tokens)
+            for i in range(depth):
+                item = relax.TupleGetItem
+                weights = tuple_items(bb, bb.emit(item(layers, i)), [s.name for s in specs])
+                factors = tuple_items(bb, bb.emit(item(adapters, i)), factor_names)
+                stored = tuple_items(bb, bb.emit(item(caches, i)), ("keys", "values"))
+                groups = dict.fromkeys(n.rsplit(".", 1)[0] for n in factor_names)
+                use = LoraUse(
+                    lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0
+                )
+
+                def attend(
+                    qkv: relax.Var, stored: dict[str, relax.Expr] = stored
+                ) -> relax.Var:
+                    keys, values = stored["keys"], stored["values"]
+                    return cached_attention(
+                        bb, qkv, sequence, position, rope, keys, values, heads
+                    )[0]
+
+                x = decoder_layer(bb, config, x, weights, use, attend)
+            chosen = bb.emit(relax.op.take(x, select, axis=0)) if count != 1 else x
+            out = bb.emit_output(logits(bb, ends.normalised(bb, chosen), *ends.head))
+        bb.emit_func_output(out)
+
+
+def _adapter_type(config: ModelConfig, lora: LoraOptions) -> tuple[relax.TupleType, list[str]]:
+    """Return the type of one layer's adapter factors, any rank, and their names in order."""
+    rank = tirx.Var("r", "int64")
+    fields, names = [], []
+    for group in linear_groups(config, lora.modules):
+        if group.adapters:
+            fields += [
+                relax.TensorType((group.adapters, rank, group.inputs), "float32"),
+                relax.TensorType((rank, group.adapted_rows), "float32"),
+            ]
+            names += [f"{group.name}.a", f"{group.name}.b"]
+    return relax.TupleType(fields), names

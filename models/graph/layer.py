@@ -1,0 +1,205 @@
+"""One decoder layer, its tensors, and the two ends of the model, as Relax emitters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import relax, tirx
+
+from ..config import ModelConfig
+from ..kernels import (
+    AttentionShape,
+    LinearGroup,
+    bitlinear,
+    dropout,
+    embed,
+    gated_activation,
+    rms_norm,
+)
+from ..lora import linear_groups
+from ..packing import packed_shape
+
+Dimension = int | tirx.Var
+Factors = tuple[relax.Expr, relax.Expr]
+Attention = Callable[[relax.Var], relax.Var]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A frozen tensor of the model as the compiled functions take it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def type(self) -> relax.TensorType:
+        """The Relax type."""
+        return relax.TensorType(self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class HeadFormat:
+    """How embedding and head are stored: ``"f16"``, or ``"int8"`` with a float32 scale a row."""
+
+    dtype: str
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a scale tensor stands beside the table."""
+        return self.dtype == "int8"
+
+    def tensors(self, name: str, rows: int, columns: int) -> list[TensorSpec]:
+        """Return the specs of a table and its scale."""
+        table = "int8" if self.scaled else "float16"
+        specs = [TensorSpec(name, (rows, columns), table)]
+        if self.scaled:
+            specs.append(TensorSpec(f"{name}_scale", (rows,), "float32"))
+        return specs
+
+
+def attention_shape(config: ModelConfig) -> AttentionShape:
+    """Return the heads of a model."""
+    return AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim)
+
+
+def layer_tensors(config: ModelConfig) -> list[TensorSpec]:
+    """Return the frozen tensors of one layer, in the order in which the functions take them."""
+    groups = {group.name: group for group in linear_groups(config, ())}
+
+    def linear(group: LinearGroup) -> list[TensorSpec]:
+        return [
+            TensorSpec(group.name, packed_shape(group.rows, group.inputs), "int32"),
+            TensorSpec(f"{group.name}_scale", (len(group.outputs),), "float32"),
+        ]
+
+    specs = [TensorSpec("input_norm", (config.hidden_size,), "float32"), *linear(groups["qkv"])]
+    if config.attention_sub_norm:
+        width = config.num_heads * config.head_dim
+        specs.append(TensorSpec("attention_sub_norm", (width,), "float32"))
+    specs += linear(groups["o"])
+    specs.append(TensorSpec("post_attention_norm", (config.hidden_size,), "float32"))
+    specs += linear(groups["gate_up"])
+    if config.ffn_sub_norm:
+        specs.append(TensorSpec("ffn_sub_norm", (config.intermediate_size,), "float32"))
+    return specs + linear(groups["down"])
+
+
+def head_tensors(config: ModelConfig, head: HeadFormat) -> list[TensorSpec]:
+    """Return the tensors outside the layers: embedding, final norm, and the head if not tied."""
+    size = (config.vocab_size, config.hidden_size)
+    specs = head.tensors("embedding", *size)
+    specs.append(TensorSpec("final_norm", (config.hidden_size,), "float32"))
+    return specs if config.tied_head else specs + head.tensors("head", *size)
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """How a layer applies its adapters: the factors by group, the scale, and dropout's seed."""
+
+    modules: tuple[str, ...]
+    factors: dict[str, Factors]
+    scale: float
+    dropout: float = 0.0
+    seed: relax.Expr | None = None
+
+
+def decoder_layer(
+    bb: relax.BlockBuilder,
+    config: ModelConfig,
+    x: relax.Expr,
+    weights: dict[str, relax.Expr],
+    lora: LoraUse,
+    attend: Attention,
+) -> relax.Var:
+    """Emit one decoder layer.
+
+    Parameters
+    ----------
+    bb : relax.BlockBuilder
+        The builder of the surrounding function.
+    config : ModelConfig
+        The model.
+    x : relax.Expr
+        ``(T, H)`` float32, the residual stream.
+    weights : dict
+        The tensors of :func:`layer_tensors` by name.
+    lora : LoraUse
+        The adapters.
+    attend : callable
+        Emits attention for the fused ``(T, (Hq + 2 Hkv) D)`` queries, keys and values.
+
+    Returns
+    -------
+    relax.Var
+        ``(T, H)`` float32.
+    """
+    groups = {group.name: group for group in linear_groups(config, lora.modules)}
+
+    def norm(x: relax.Expr, name: str) -> relax.Var:
+        return rms_norm(bb, x, weights[name], config.rms_norm_eps)
+
+    def linear(x: relax.Expr, name: str) -> relax.Var:
+        group, factors = groups[name], lora.factors.get(name)
+        lora_input = None
+        if factors is not None and lora.dropout > 0.0:
+            salt = list(groups).index(name)
+            lora_input = dropout(bb, x, lora.seed, salt, lora.dropout)
+        return bitlinear(
+            bb,
+            x,
+            weights[name],
+            weights[f"{name}_scale"],
+            group,
+            factors,
+            lora.scale,
+            lora_input,
+        )
+
+    mixed = attend(linear(norm(x, "input_norm"), "qkv"))
+    if config.attention_sub_norm:
+        mixed = norm(mixed, "attention_sub_norm")
+    x = bb.emit(relax.op.add(x, linear(mixed, "o")))
+    gate_up = linear(norm(x, "post_attention_norm"), "gate_up")
+    gated = gated_activation(bb, gate_up, config.activation)
+    if config.ffn_sub_norm:
+        gated = norm(gated, "ffn_sub_norm")
+    return bb.emit(relax.op.add(x, linear(gated, "down")))
+
+
+class Ends:
+    """The tensors outside the layers, as variables of a function: embedding, norm and head."""
+
+    def __init__(self, config: ModelConfig, head: HeadFormat) -> None:
+        self.config, self.format = config, head
+        self.specs = head_tensors(config, head)
+        self.variables = {spec.name: relax.Var(spec.name, spec.type) for spec in self.specs}
+
+    @property
+    def parameters(self) -> list[relax.Var]:
+        """The variables, in the order of :func:`head_tensors`."""
+        return list(self.variables.values())
+
+    def embed(self, bb: relax.BlockBuilder, tokens: relax.Expr) -> relax.Var:
+        """Emit the ``(T, H)`` float32 embedding of ``(T,)`` int32 tokens."""
+        return embed(bb, tokens, *self._table("embedding"))
+
+    def normalised(self, bb: relax.BlockBuilder, x: relax.Expr) -> relax.Var:
+        """Emit the final norm of ``(T, H)`` float32."""
+        return rms_norm(bb, x, self.variables["final_norm"], self.config.rms_norm_eps)
+
+    @property
+    def head(self) -> tuple[relax.Var, relax.Var | None]:
+        """The head's table and its scale."""
+        return self._table("embedding" if self.config.tied_head else "head")
+
+    def _table(self, name: str) -> tuple[relax.Var, relax.Var | None]:
+        return self.variables[name], self.variables.get(f"{name}_scale")
+
+
+def tuple_items(
+    bb: relax.BlockBuilder, value: relax.Expr, names: Sequence[str]
+) -> dict[str, relax.Expr]:
+    """Emit the fields of a tuple, by name."""
+    return {name: bb.emit(relax.TupleGetItem(value, i)) for i, name in enumerate(names)}

@@ -1,0 +1,276 @@
+"""The training side: a layer and its ends as functions, then a micro-step that calls them.
+
+The layer is compiled once and called for each layer, so compile time does not grow with depth, and
+the input of each layer is the only activation that is kept: its adjoint recomputes the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tvm import relax
+
+from ..config import ModelConfig
+from ..kernels import accumulate, adamw, attention, head_loss, rope_table, sum_squares
+from ..kernels.norm import rms_norm_vjp
+from ..lora import LoraOptions, adapter_layout
+from .layer import (
+    Ends,
+    HeadFormat,
+    LoraUse,
+    attention_shape,
+    decoder_layer,
+    layer_tensors,
+    tuple_items,
+)
+
+
+@dataclass(frozen=True)
+class TrainingShape:
+    """What a training step is compiled for.
+
+    Attributes
+    ----------
+    micro_batch : int
+        B, rows of a micro-batch.
+    context : int
+        C, tokens of a row.
+    """
+
+    micro_batch: int
+    context: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.micro_batch * self.context
+
+
+class _Layer:
+    """The variables of a layer function in training."""
+
+    def __init__(self, config: ModelConfig, shape: TrainingShape, lora: LoraOptions) -> None:
+        self.config, self.shape, self.lora = config, shape, lora
+        self.layout = adapter_layout(config, lora)
+        self.x = relax.Var("x", relax.TensorType((shape.tokens, config.hidden_size), "float32"))
+        self.starts = relax.Var(
+            "starts", relax.TensorType((shape.micro_batch, shape.context), "int32")
+        )
+        self.rope = relax.Var(
+            "rope", relax.TensorType((shape.context, config.head_dim), "float32")
+        )
+        self.weights = {spec.name: relax.Var(spec.name, spec.type) for spec in layer_tensors(config)}
+        self.factors = {
+            (factor.group, factor.factor): relax.Var(
+                f"{factor.group}_{factor.factor}", relax.TensorType(factor.shape, "float32")
+            )
+            for factor in self.layout.factors
+        }
+        self.seed = relax.Var("seed", relax.TensorType((1,), "int32")) if lora.dropout else None
+
+    @property
+    def parameters(self) -> list[relax.Var]:
+        """Parameters of the layer function: first those that are differentiated."""
+        seed = [] if self.seed is None else [self.seed]
+        frozen = [self.starts, self.rope, *seed, *self.weights.values()]
+        return [self.x, *self.factors.values(), *frozen]
+
+    def emit(self, bb: relax.BlockBuilder) -> relax.Var:
+        """Emit the layer."""
+        groups = dict.fromkeys(group for group, _ in self.factors)
+        lora = LoraUse(
+            self.lora.modules,
+            {group: (self.factors[group, "a"], self.factors[group, "b"]) for group in groups},
+            self.lora.scale,
+            self.lora.dropout,
+            self.seed,
+        )
+        heads = attention_shape(self.config)
+        return decoder_layer(
+            bb,
+            self.config,
+            self.x,
+            dict(self.weights),
+            lora,
+            lambda qkv: attention(bb, qkv, self.starts, self.rope, heads),
+        )
+
+
+def training_functions(
+    bb: relax.BlockBuilder,
+    config: ModelConfig,
+    shape: TrainingShape,
+    lora: LoraOptions,
+    head: HeadFormat,
+) -> None:
+    """Add ``embed``, ``layer_forward``, ``head_loss``, ``head_loss_vjp`` and ``rope``.
+
+    ``layer_forward`` takes x and the adapter's factors first: its adjoint is taken with respect to
+    these. With dropout there is ``layer_evaluate`` as well, the layer without it.
+    """
+    functions = {"layer_forward": lora}
+    if lora.dropout:
+        functions["layer_evaluate"] = replace(lora, dropout=0.0)
+    for name, use in functions.items():
+        layer = _Layer(config, shape, use)
+        with bb.function(name, layer.parameters):
+            with bb.dataflow():
+                out = bb.emit_output(layer.emit(bb))
+            bb.emit_func_output(out)
+
+    ends = Ends(config, head)
+    tokens = relax.Var("tokens", relax.TensorType((shape.tokens,), "int32"))
+    with bb.function("embed", [tokens, *ends.parameters]):
+        with bb.dataflow():
+            out = bb.emit_output(ends.embed(bb, tokens))
+        bb.emit_func_output(out)
+
+    with bb.function("rope", []):
+        with bb.dataflow():
+            table = rope_table(bb, shape.context, config.head_dim, config.rope_theta)
+            out = bb.emit_output(table)
+        bb.emit_func_output(out)
+
+    for name in ("head_loss", "head_loss_vjp"):
+        _head_function(bb, name, config, shape, head)
+
+
+def _head_function(
+    bb: relax.BlockBuilder, name: str, config: ModelConfig, shape: TrainingShape, head: HeadFormat
+) -> None:
+    """Add the final norm and loss; ``head_loss_vjp`` returns the adjoint of its input as well."""
+    ends = Ends(config, head)
+    x = relax.Var("x", relax.TensorType((shape.tokens, config.hidden_size), "float32"))
+    labels = relax.Var("labels", relax.TensorType((shape.tokens,), "int32"))
+    inverse = relax.Var("inverse_count", relax.TensorType((1,), "float32"))
+    differentiate = name == "head_loss_vjp"
+    inputs = [x, labels, inverse] if differentiate else [x, labels]
+    with bb.function(name, [*inputs, *ends.parameters]):
+        with bb.dataflow():
+            h = ends.normalised(bb, x)
+            result = head_loss(bb, h, *ends.head, labels, inverse if differentiate else None)
+            if differentiate:
+                loss = bb.emit(relax.TupleGetItem(result, 0))
+                dh = bb.emit(relax.TupleGetItem(result, 1))
+                weight = ends.variables["final_norm"]
+                dx = rms_norm_vjp(bb, dh, x, weight, config.rms_norm_eps)
+                result = bb.emit(relax.Tuple([loss, dx]))
+            out = bb.emit_output(result)
+        bb.emit_func_output(out)
+
+
+class _Step:
+    """The variables of a whole micro-step, and the calls of the layer functions."""
+
+    def __init__(
+        self,
+        bb: relax.BlockBuilder,
+        config: ModelConfig,
+        shape: TrainingShape,
+        lora: LoraOptions,
+        head: HeadFormat,
+    ) -> None:
+        self.bb, self.config, self.shape = bb, config, shape
+        self.layer, self.ends = _Layer(config, shape, lora), Ends(config, head)
+        depth = config.num_layers
+        specs = layer_tensors(config)
+        factors = relax.TupleType([v.ty for v in self.layer.factors.values()])
+        self.names = [spec.name for spec in specs]
+        self.tokens = relax.Var("tokens", relax.TensorType((shape.tokens,), "int32"))
+        self.labels = relax.Var("labels", relax.TensorType((shape.tokens,), "int32"))
+        self.layers = relax.Var(
+            "layers", relax.TupleType([relax.TupleType([s.type for s in specs])] * depth)
+        )
+        self.adapters = relax.Var("adapters", relax.TupleType([factors] * depth))
+        self.gradients = relax.Var("gradients", relax.TupleType([factors] * depth))
+        self.inverse = relax.Var("inverse_count", relax.TensorType((1,), "float32"))
+        self.seeds = (
+            None
+            if self.layer.seed is None
+            else relax.Var("seeds", relax.TupleType([self.layer.seed.ty] * depth))
+        )
+
+    @property
+    def inputs(self) -> list[relax.Var]:
+        """The parameters that evaluation and training share."""
+        seeds = [] if self.seeds is None else [self.seeds]
+        model = [self.layer.rope, *self.ends.parameters, self.layers, self.adapters]
+        return [self.tokens, self.labels, self.layer.starts, *seeds, *model]
+
+    def call(self, function: str, arguments: list[relax.Expr]) -> relax.Var:
+        """Emit a call of another function of the module."""
+        return self.bb.emit(relax.Call(self.bb.get().get_global_var(function), arguments))
+
+    def layer_arguments(self, index: int) -> list[relax.Expr]:
+        """Emit what follows x in a layer function's parameters."""
+        emit, item = self.bb.emit, relax.TupleGetItem
+        seed = [] if self.seeds is None else [emit(item(self.seeds, index))]
+        weights = tuple_items(self.bb, emit(item(self.layers, index)), self.names)
+        factors = self.factors(self.adapters, index)
+        return [*factors, self.layer.starts, self.layer.rope, *seed, *weights.values()]
+
+    def factors(self, adapters: relax.Var, index: int) -> list[relax.Expr]:
+        """Emit the factors of one layer's adapter, or their gradients."""
+        names = [f"{group}_{factor}" for group, factor in self.layer.factors]
+        layer = self.bb.emit(relax.TupleGetItem(adapters, index))
+        return list(tuple_items(self.bb, layer, names).values())
+
+    def forward(self, layer: str = "layer_forward") -> list[relax.Var]:
+        """Emit the forward pass; returns the input of each layer and the last output."""
+        states = [self.call("embed", [self.tokens, *self.ends.parameters])]
+        for index in range(self.config.num_layers):
+            arguments = [states[-1], *self.layer_arguments(index)]
+            states.append(self.call(layer, arguments))
+        return states
+
+
+def add_steps(
+    bb: relax.BlockBuilder,
+    config: ModelConfig,
+    shape: TrainingShape,
+    lora: LoraOptions,
+    head: HeadFormat,
+) -> None:
+    """Add ``train_step``, ``evaluate_step``, ``gradient_squares`` and ``update``.
+
+    Needs ``layer_vjp(*layer_forward's parameters, dy) -> (dx, *dfactors)`` in the module.
+    """
+    step = _Step(bb, config, shape, replace(lora, dropout=0.0), head)
+    layer = "layer_evaluate" if lora.dropout else "layer_forward"
+    with bb.function("evaluate_step", step.inputs):
+        last = step.forward(layer)[-1]
+        loss = step.call("head_loss", [last, step.labels, *step.ends.parameters])
+        bb.emit_func_output(loss)
+
+    step = _Step(bb, config, shape, lora, head)
+    with bb.function("train_step", [*step.inputs, step.gradients, step.inverse]):
+        states = step.forward()
+        arguments = [states[-1], step.labels, step.inverse, *step.ends.parameters]
+        result = step.call("head_loss_vjp", arguments)
+        loss, dx = (bb.emit(relax.TupleGetItem(result, i)) for i in range(2))
+        totals = []
+        for index in reversed(range(config.num_layers)):
+            adjoints = step.call("layer_vjp", [states[index], *step.layer_arguments(index), dx])
+            dx = bb.emit(relax.TupleGetItem(adjoints, 0))
+            for i, total in enumerate(step.factors(step.gradients, index), start=1):
+                totals.append(accumulate(bb, total, bb.emit(relax.TupleGetItem(adjoints, i))))
+        bb.emit_func_output(relax.Tuple([loss, *totals]))
+    _add_update(bb, config.num_layers, adapter_layout(config, lora).size)
+
+
+def _add_update(bb: relax.BlockBuilder, depth: int, size: int) -> None:
+    """Add the gradient's squared norm, layer by layer, and the AdamW update of every layer."""
+    flat = relax.TupleType([relax.TensorType((size,), "float32")] * depth)
+    gradients = relax.Var("gradients", flat)
+    with bb.function("gradient_squares", [gradients]):
+        items = [bb.emit(relax.TupleGetItem(gradients, i)) for i in range(depth)]
+        bb.emit_func_output(relax.Tuple([sum_squares(bb, item) for item in items]))
+
+    buffers = [relax.Var(n, flat) for n in ("adapters", "moments1", "moments2", "gradients")]
+    hyper = relax.Var("hyper", relax.TensorType((8,), "float32"))
+    with bb.function("update", [*buffers, hyper]):
+        updated = []
+        for i in range(depth):
+            items = [bb.emit(relax.TupleGetItem(buffer, i)) for buffer in buffers]
+            updated.append(adamw(bb, *items, hyper))
+        bb.emit_func_output(relax.Tuple(updated))

@@ -1,0 +1,34 @@
+"""What each kernel computes, as tensor expressions, and its vector-Jacobian product.
+
+A kernel here is mathematics without a layout: it runs as it is on any target, slowly, and is the
+meaning that every rule in `schedules/` must keep. Its name and static parameters travel as the
+attributes ``fabric.kernel`` and ``fabric.params`` of its PrimFunc, by which a rule finds it.
+"""
+
+from .attention import AttentionShape, attention, cached_attention
+from .bitlinear import LinearGroup, bitlinear
+from .dropout import dropout
+from .embedding import embed
+from .gated import gated_activation
+from .head import head_loss, logits
+from .norm import rms_norm
+from .optimizer import accumulate, adamw, sum_squares
+from .rope import rope_table
+
+__all__ = [
+    "AttentionShape",
+    "LinearGroup",
+    "accumulate",
+    "adamw",
+    "attention",
+    "bitlinear",
+    "cached_attention",
+    "dropout",
+    "embed",
+    "gated_activation",
+    "head_loss",
+    "logits",
+    "rms_norm",
+    "rope_table",
+    "sum_squares",
+]

@@ -1,0 +1,355 @@
+"""BitLinear with LoRA: the exact W1.58A8 product, its adapter, and the straight-through adjoint.
+
+Several projections of one input (query, key and value; gate and up) are one group: their rows are
+stacked, the input is quantised once. Arithmetic after Ma et al. 2024 ("The Era of 1-bit LLMs",
+arXiv 2402.17764): with ``a = max_k |x|`` (at least 1e-5) of a token,
+
+    q = clip(round(x * 127 / a), -128, 127)            int8, round half to even
+    y = (sum_k q W) * a / 127 * scale                  int32 accumulation
+        + lora_scale * (x' A^T) B                      float32, x' = dropout(x)
+
+and backwards ``dx = scale (dy W)`` (straight-through) plus the adapter's own terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import relax, te, tirx
+
+from ..packing import TILE, bit_offset
+from .emit import Parameters, emit, emit_differentiable, register_adjoint
+
+EPSILON = 1e-5
+"""Smallest absmax of a token, as the published models clamp it."""
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Projections that share an input.
+
+    Attributes
+    ----------
+    name : str
+        ``"qkv"``, ``"o"``, ``"gate_up"`` or ``"down"``.
+    modules : tuple of str
+        The projections in row order.
+    inputs : int
+        K, the width of the shared input.
+    outputs : tuple of int
+        Rows of each projection; N is their sum.
+    adapted : tuple of bool
+        Which projections carry an adapter.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    inputs: int
+    outputs: tuple[int, ...]
+    adapted: tuple[bool, ...]
+
+    @property
+    def rows(self) -> int:
+        """N, the rows of all projections."""
+        return sum(self.outputs)
+
+    @property
+    def adapted_rows(self) -> int:
+        """Rows of the projections that carry an adapter."""
+        return sum(n for n, adapted in zip(self.outputs, self.adapted, strict=True) if adapted)
+
+    @property
+    def adapters(self) -> int:
+        """Number of projections that carry an adapter."""
+        return sum(self.adapted)
+
+    def parameters(self, lora_scale: float) -> Parameters:
+        """Return the static parameters of this group's kernels."""
+        return {
+            "outputs": list(self.outputs),
+            "adapted": [int(a) for a in self.adapted],
+            "lora_scale": float(lora_scale),
+        }
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One projection's place in its group: first row, adapter index and first adapter column."""
+
+    begin: int
+    end: int
+    adapter: int | None
+    column: int
+
+
+def segments(parameters: Parameters) -> list[Segment]:
+    """Return the projections of a group from its kernels' static parameters."""
+    found, row, adapter, column = [], 0, 0, 0
+    for size, adapted in zip(parameters["outputs"], parameters["adapted"], strict=True):
+        size = int(size)
+        found.append(Segment(row, row + size, adapter if int(adapted) else None, column))
+        row += size
+        if int(adapted):
+            adapter, column = adapter + 1, column + size
+    return found
+
+
+def weight_at(packed: te.Tensor, n: tirx.PrimExpr, k: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return the int32 ternary value of row n, column k of a packed matrix."""
+    word = packed[tirx.floordiv(n, TILE), tirx.floordiv(k, TILE), tirx.floormod(n, TILE)]
+    column = tirx.floormod(k, TILE)
+    shift = 8 * tirx.floormod(column, 4) + 2 * tirx.floordiv(column, 4)
+    return ((word >> tirx.Cast("int32", shift)) & 3) - 1
+
+
+def _by_segment(parts: list[Segment], n: tirx.PrimExpr, value: object) -> tirx.PrimExpr:
+    """Select ``value(segment)`` of the segment that holds row n."""
+    chosen = value(parts[-1])  # type: ignore[operator]
+    for part in reversed(parts[:-1]):
+        chosen = tirx.Select(n < part.end, value(part), chosen)  # type: ignore[operator]
+    return chosen
+
+
+def _scale_at(scale: te.Tensor, parts: list[Segment], n: tirx.PrimExpr) -> tirx.PrimExpr:
+    return _by_segment(parts, n, lambda part: scale[parts.index(part)])
+
+
+def _down(x: te.Tensor, a: te.Tensor) -> te.Tensor:
+    """``u[t, s, j] = sum_k x[t, k] A[s, j, k]``."""
+    k = te.reduce_axis((0, x.shape[1]), "k")
+    return te.compute(
+        (x.shape[0], a.shape[0], a.shape[1]),
+        lambda t, s, j: te.sum(x[t, k] * a[s, j, k], axis=k),
+        "lora_down",
+    )
+
+
+def _up(
+    u: te.Tensor, b: te.Tensor, parts: list[Segment], rows: int, lora_scale: float
+) -> te.Tensor:
+    """``z[t, n] = lora_scale sum_j u[t, s(n), j] B[j, column(n)]``, zero where not adapted."""
+    j = te.reduce_axis((0, b.shape[0]), "j")
+
+    def term(t: tirx.Var, n: tirx.Var) -> tirx.PrimExpr:
+        adapted = _by_segment(parts, n, lambda p: tirx.const(p.adapter is not None, "bool"))
+        adapter = _by_segment(parts, n, lambda p: tirx.const(p.adapter or 0, "int64"))
+        column = _by_segment(
+            parts, n, lambda p: n - p.begin + p.column if p.adapter is not None else n * 0
+        )
+        return te.sum(
+            tirx.if_then_else(
+                adapted, lora_scale * u[t, adapter, j] * b[j, column], tirx.const(0.0, "float32")
+            ),
+            axis=j,
+        )
+
+    return te.compute((u.shape[0], rows), term, "lora_up")
+
+
+def _ternary_product(
+    x: te.Tensor, packed: te.Tensor, scale: te.Tensor, parts: list[Segment]
+) -> te.Tensor:
+    tokens, width = x.shape
+    k = te.reduce_axis((0, width), "k")
+    absmax = te.compute((tokens,), lambda t: te.max(tirx.abs(x[t, k]), axis=k), "absmax")
+    bound = te.compute((tokens,), lambda t: tirx.max(absmax[t], tirx.const(EPSILON, "float32")))
+    quantised = te.compute(
+        (tokens, width),
+        lambda t, k: tirx.Cast(
+            "int8",
+            tirx.max(tirx.min(tirx.nearbyint(x[t, k] * (127.0 / bound[t])), 127.0), -128.0),
+        ),
+        "quantised",
+    )
+    r = te.reduce_axis((0, width), "r")
+    rows = parts[-1].end
+    product = te.compute(
+        (tokens, rows),
+        lambda t, n: te.sum(
+            tirx.Cast("int32", quantised[t, r]) * weight_at(packed, n, r), axis=r
+        ),
+        "product",
+    )
+    return te.compute(
+        (tokens, rows),
+        lambda t, n: tirx.Cast("float32", product[t, n])
+        * (bound[t] / 127.0 * _scale_at(scale, parts, n)),
+        "base",
+    )
+
+
+def bitlinear(
+    bb: relax.BlockBuilder,
+    x: relax.Expr,
+    packed: relax.Expr,
+    scale: relax.Expr,
+    group: LinearGroup,
+    adapter: tuple[relax.Expr, relax.Expr] | None = None,
+    lora_scale: float = 1.0,
+    lora_input: relax.Expr | None = None,
+) -> relax.Var:
+    """Emit a group of BitLinear projections with their adapters.
+
+    Parameters
+    ----------
+    bb : relax.BlockBuilder
+        The builder of the surrounding function.
+    x : relax.Expr
+        ``(T, K)`` float32, quantised inside.
+    packed : relax.Expr
+        ``(N / 16, K / 16, 16)`` int32, see `models/packing.py`.
+    scale : relax.Expr
+        ``(S,)`` float32, one scale for each projection.
+    group : LinearGroup
+        The projections.
+    adapter : tuple of relax.Expr, optional
+        ``A (S', r, K)`` and ``B (r, N')`` float32 over the S' adapted projections and their N'
+        rows.
+    lora_scale : float
+        ``alpha / r``, or ``alpha / sqrt(r)`` for rsLoRA.
+    lora_input : relax.Expr, optional
+        ``(T, K)`` float32, the adapter's input where dropout made it differ from x.
+
+    Returns
+    -------
+    relax.Var
+        ``(T, N)`` float32.
+    """
+    parameters = group.parameters(lora_scale)
+    parts = segments(parameters)
+
+    def compute(x: te.Tensor, packed: te.Tensor, scale: te.Tensor, *lora: te.Tensor) -> te.Tensor:
+        base = _ternary_product(x, packed, scale, parts)
+        if not lora:
+            return base
+        a, b = lora[:2]
+        u = _down(lora[2] if len(lora) > 2 else x, a)
+        z = _up(u, b, parts, group.rows, lora_scale)
+        return te.compute(base.shape, lambda t, n: base[t, n] + z[t, n], "bitlinear")
+
+    arguments = [x, packed, scale, *(adapter or ())]
+    if adapter is not None and lora_input is not None:
+        arguments.append(lora_input)
+    return emit_differentiable(bb, "bitlinear", compute, arguments, parameters)
+
+
+def bitlinear_vjp(
+    bb: relax.BlockBuilder,
+    dy: relax.Expr,
+    x: relax.Expr,
+    packed: relax.Expr,
+    scale: relax.Expr,
+    parameters: Parameters,
+    adapter: tuple[relax.Expr, ...] = (),
+) -> relax.Var:
+    """Emit the adjoint of :func:`bitlinear`.
+
+    Parameters
+    ----------
+    bb : relax.BlockBuilder
+        The builder of the surrounding function.
+    dy : relax.Expr
+        ``(T, N)`` float32.
+    x, packed, scale : relax.Expr
+        As in :func:`bitlinear`.
+    parameters : dict
+        The group's static parameters.
+    adapter : tuple of relax.Expr
+        Nothing, ``(A, B)`` or ``(A, B, lora_input)``.
+
+    Returns
+    -------
+    relax.Var
+        ``dx (T, K)`` float32; with an adapter the tuple ``(dx, dA, dB)``, with a separate input
+        of the adapter ``(dx, dA, dB, dlora_input)``.
+    """
+    parts = segments(parameters)
+    lora_scale = float(parameters["lora_scale"])
+
+    def straight_through(dy: te.Tensor, packed: te.Tensor, scale: te.Tensor) -> te.Tensor:
+        n = te.reduce_axis((0, parts[-1].end), "n")
+        return te.compute(
+            (dy.shape[0], packed.shape[1] * TILE),
+            lambda t, k: te.sum(
+                dy[t, n]
+                * _scale_at(scale, parts, n)
+                * tirx.Cast("float32", weight_at(packed, n, k)),
+                axis=n,
+            ),
+            "straight_through",
+        )
+
+    def low_rank_gradient(dy: te.Tensor, b: te.Tensor, a: te.Tensor) -> te.Tensor:
+        n = te.reduce_axis((0, parts[-1].end), "n")
+
+        def term(t: tirx.Var, s: tirx.Var, j: tirx.Var) -> tirx.PrimExpr:
+            adapter = _by_segment(
+                parts, n, lambda p: tirx.const(-1 if p.adapter is None else p.adapter, "int64")
+            )
+            column = _by_segment(
+                parts, n, lambda p: n - p.begin + p.column if p.adapter is not None else n * 0
+            )
+            return te.sum(
+                tirx.if_then_else(
+                    adapter == s, lora_scale * dy[t, n] * b[j, column], tirx.const(0.0, "float32")
+                ),
+                axis=n,
+            )
+
+        return te.compute((dy.shape[0], a.shape[0], a.shape[1]), term, "lora_du")
+
+    def adapter_gradients(
+        dy: te.Tensor, x: te.Tensor, u: te.Tensor, du: te.Tensor, a: te.Tensor, b: te.Tensor
+    ) -> tuple[te.Tensor, te.Tensor]:
+        t = te.reduce_axis((0, dy.shape[0]), "t")
+        da = te.compute(
+            a.shape, lambda s, j, k: te.sum(du[t, s, j] * x[t, k], axis=t), "lora_da"
+        )
+        r = te.reduce_axis((0, dy.shape[0]), "r")
+        adapted = [p for p in parts if p.adapter is not None]
+
+        def term(j: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
+            # Column c of B belongs to the adapted segment whose columns hold it.
+            row, index = c - adapted[-1].column + adapted[-1].begin, adapted[-1].adapter
+            adapter = tirx.const(index, "int64")
+            for part in reversed(adapted[:-1]):
+                inside = c < part.column + part.end - part.begin
+                row = tirx.Select(inside, c - part.column + part.begin, row)
+                adapter = tirx.Select(inside, tirx.const(part.adapter, "int64"), adapter)
+            return te.sum(lora_scale * u[r, adapter, j] * dy[r, row], axis=r)
+
+        return da, te.compute(b.shape, term, "lora_db")
+
+    def compute(
+        dy: te.Tensor, x: te.Tensor, packed: te.Tensor, scale: te.Tensor, *lora: te.Tensor
+    ) -> te.Tensor | list[te.Tensor]:
+        base = straight_through(dy, packed, scale)
+        if not lora:
+            return base
+        a, b = lora[:2]
+        lora_input = lora[2] if len(lora) > 2 else x
+        du = low_rank_gradient(dy, b, a)
+        da, db = adapter_gradients(dy, lora_input, _down(lora_input, a), du, a, b)
+        s = te.reduce_axis((0, a.shape[0]), "s")
+        j = te.reduce_axis((0, a.shape[1]), "j")
+        through = te.compute(
+            x.shape, lambda t, k: te.sum(du[t, s, j] * a[s, j, k], axis=[s, j]), "lora_dx"
+        )
+        if len(lora) > 2:
+            return [base, da, db, through]
+        dx = te.compute(x.shape, lambda t, k: base[t, k] + through[t, k], "dx")
+        return [dx, da, db]
+
+    return emit(bb, "bitlinear_vjp", compute, [dy, x, packed, scale, *adapter], parameters)
+
+
+@register_adjoint("bitlinear")
+def _adjoint(
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: list[relax.Expr], parameters: Parameters
+) -> list[relax.Expr | None]:
+    x, packed, scale, *adapter = arguments
+    result = bitlinear_vjp(bb, dy, x, packed, scale, parameters, tuple(adapter))
+    if not adapter:
+        return [result, None, None]
+    gradients = [bb.emit(relax.TupleGetItem(result, i)) for i in range(1 + len(adapter))]
+    return [gradients[0], None, None, *gradients[1:]]

@@ -1,0 +1,81 @@
+"""The gate of the feed-forward block: ``act(gate) * up`` on one fused ``(T, 2 I)`` input."""
+
+from __future__ import annotations
+
+from tvm import relax, te, tirx
+
+from .emit import Parameters, emit, emit_differentiable, register_adjoint
+
+
+def _sigmoid(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    return 1.0 / (1.0 + tirx.exp(-x))
+
+
+def _activation(kind: str, x: tirx.PrimExpr) -> tirx.PrimExpr:
+    if kind == "silu":
+        return x * _sigmoid(x)
+    positive = tirx.max(x, tirx.const(0.0, "float32"))
+    return positive * positive
+
+
+def _derivative(kind: str, x: tirx.PrimExpr) -> tirx.PrimExpr:
+    if kind == "silu":
+        return _sigmoid(x) * (1.0 + x * (1.0 - _sigmoid(x)))
+    return 2.0 * tirx.max(x, tirx.const(0.0, "float32"))
+
+
+def gated_activation(bb: relax.BlockBuilder, gate_up: relax.Expr, kind: str) -> relax.Var:
+    """Emit ``y[t, i] = act(gate_up[t, i]) * gate_up[t, I + i]``.
+
+    Parameters
+    ----------
+    bb : relax.BlockBuilder
+        The builder of the surrounding function.
+    gate_up : relax.Expr
+        ``(T, 2 I)`` float32, the gate's half first.
+    kind : str
+        ``"silu"`` (x sigmoid(x)) or ``"relu2"`` (max(x, 0)^2).
+
+    Returns
+    -------
+    relax.Var
+        ``(T, I)`` float32.
+    """
+
+    def compute(gate_up: te.Tensor) -> te.Tensor:
+        rows, width = gate_up.shape
+        half = width // 2
+        return te.compute(
+            (rows, half),
+            lambda t, i: _activation(kind, gate_up[t, i]) * gate_up[t, half + i],
+            "gated_activation",
+        )
+
+    return emit_differentiable(bb, "gated_activation", compute, [gate_up], {"kind": kind})
+
+
+def gated_activation_vjp(
+    bb: relax.BlockBuilder, dy: relax.Expr, gate_up: relax.Expr, kind: str
+) -> relax.Var:
+    """Emit the ``(T, 2 I)`` adjoint of `gate_up` for the ``(T, I)`` adjoint `dy`."""
+
+    def compute(dy: te.Tensor, gate_up: te.Tensor) -> te.Tensor:
+        half = dy.shape[1]
+
+        def adjoint(t: tirx.Var, j: tirx.Var) -> tirx.PrimExpr:
+            i = tirx.if_then_else(j < half, j, j - half)
+            gate, up = gate_up[t, i], gate_up[t, half + i]
+            return dy[t, i] * tirx.if_then_else(
+                j < half, _derivative(kind, gate) * up, _activation(kind, gate)
+            )
+
+        return te.compute(gate_up.shape, adjoint, "gated_activation_vjp")
+
+    return emit(bb, "gated_activation_vjp", compute, [dy, gate_up], {"kind": kind})
+
+
+@register_adjoint("gated_activation")
+def _adjoint(
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: list[relax.Expr], parameters: Parameters
+) -> list[relax.Var | None]:
+    return [gated_activation_vjp(bb, dy, arguments[0], str(parameters["kind"]))]

@@ -1,0 +1,82 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019, equation 4), with a frozen weight."""
+
+from __future__ import annotations
+
+from tvm import relax, te, tirx
+
+from .emit import Parameters, emit, emit_differentiable, register_adjoint
+
+
+def _inverse_rms(x: te.Tensor, epsilon: float) -> te.Tensor:
+    rows, columns = x.shape
+    k = te.reduce_axis((0, columns), "k")
+    total = te.compute((rows,), lambda t: te.sum(x[t, k] * x[t, k], axis=k), "square_sum")
+    return te.compute(
+        (rows,),
+        lambda t: 1.0 / tirx.sqrt(total[t] / tirx.Cast("float32", columns) + epsilon),
+        "inverse_rms",
+    )
+
+
+def rms_norm(
+    bb: relax.BlockBuilder, x: relax.Expr, weight: relax.Expr, epsilon: float
+) -> relax.Var:
+    """Emit ``y[t, k] = x[t, k] / sqrt(mean_k(x[t]^2) + epsilon) * weight[k]``.
+
+    Parameters
+    ----------
+    bb : relax.BlockBuilder
+        The builder of the surrounding function.
+    x : relax.Expr
+        ``(T, H)`` float32.
+    weight : relax.Expr
+        ``(H,)`` float32, frozen.
+    epsilon : float
+        Added to the mean square.
+
+    Returns
+    -------
+    relax.Var
+        ``(T, H)`` float32.
+    """
+
+    def compute(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        inverse = _inverse_rms(x, epsilon)
+        return te.compute(x.shape, lambda t, k: x[t, k] * inverse[t] * weight[k], "rms_norm")
+
+    return emit_differentiable(bb, "rms_norm", compute, [x, weight], {"epsilon": epsilon})
+
+
+def rms_norm_vjp(
+    bb: relax.BlockBuilder,
+    dy: relax.Expr,
+    x: relax.Expr,
+    weight: relax.Expr,
+    epsilon: float,
+) -> relax.Var:
+    """Emit ``dx = r (w dy - x r^2 mean_k(w dy x))`` with ``r = 1 / rms(x)``; shapes as above."""
+
+    def compute(dy: te.Tensor, x: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        rows, columns = x.shape
+        inverse = _inverse_rms(x, epsilon)
+        k = te.reduce_axis((0, columns), "k")
+        dot = te.compute(
+            (rows,), lambda t: te.sum(dy[t, k] * weight[k] * x[t, k], axis=k), "projection"
+        )
+        width = tirx.Cast("float32", columns)
+        return te.compute(
+            x.shape,
+            lambda t, k: inverse[t]
+            * (dy[t, k] * weight[k] - x[t, k] * inverse[t] * inverse[t] * dot[t] / width),
+            "rms_norm_vjp",
+        )
+
+    return emit(bb, "rms_norm_vjp", compute, [dy, x, weight], {"epsilon": epsilon})
+
+
+@register_adjoint("rms_norm")
+def _adjoint(
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: list[relax.Expr], parameters: Parameters
+) -> list[relax.Var | None]:
+    x, weight = arguments
+    return [rms_norm_vjp(bb, dy, x, weight, float(parameters["epsilon"])), None]

@@ -1,0 +1,167 @@
+"""Opening a bundle: every file is checked before anything runs, then mapped, never copied."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..targets import FabricError, get_target, host_cpu
+from ..targets.manifest import MANIFEST, SCHEMA, digest, sha256
+
+RECOMPILE = "Compile it again: fabric compile MODEL --target cpu -o {path}"
+
+
+class BundleError(FabricError):
+    """A bundle that can't be used: missing, damaged, foreign or from a newer version."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open bundle.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The folder.
+    manifest : dict
+        The whole of ``manifest.json``.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's configuration."""
+        return self.manifest["model"]["config"]
+
+    @property
+    def lora(self) -> dict[str, Any]:
+        """rank, alpha, scale, modules, dropout, rslora."""
+        return self.manifest["lora"]
+
+    @property
+    def context(self) -> int:
+        """Tokens of a training row."""
+        return self.manifest["training"]["context"]
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one micro-batch."""
+        return self.manifest["training"]["micro_batch"]
+
+    @property
+    def module_path(self) -> Path:
+        """The compiled module."""
+        return self.path / "module.so"
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """``tokenizer.json``, where the model has one."""
+        path = self.path / "tokenizer" / "tokenizer.json"
+        return path if path.is_file() else None
+
+    @cached_property
+    def _files(self) -> list[dict[str, np.ndarray]]:
+        return [self._mapped(entry) for entry in self.manifest["weights"]]
+
+    @property
+    def ends(self) -> dict[str, np.ndarray]:
+        """Embedding, final norm and head, mapped from the file, by name."""
+        return self._files[0]
+
+    @property
+    def layers(self) -> list[dict[str, np.ndarray]]:
+        """The tensors of each layer, mapped from the files, by name."""
+        return self._files[1:]
+
+    def _mapped(self, entry: dict[str, Any]) -> dict[str, np.ndarray]:
+        # Copy on write: DLPack takes no read-only array, and nothing ever writes to it.
+        raw = np.memmap(self.path / entry["file"], np.uint8, mode="c")
+        tensors = {}
+        for spec in entry["tensors"]:
+            dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
+            end = spec["offset"] + int(np.prod(shape)) * dtype.itemsize
+            tensors[spec["name"]] = raw[spec["offset"] : end].view(dtype).reshape(shape)
+        return tensors
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open a bundle by its folder or its ``module.so``.
+
+    Raises
+    ------
+    BundleError
+        If it is missing, newer than this program, truncated, altered, or made for a processor
+        that this machine is not.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.name == "module.so" else folder
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest)
+    _check_target(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    again = RECOMPILE.format(path=folder)
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.", again)
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        schema = manifest["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file} is not readable as a manifest: {error}.", again) from error
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise BundleError(
+            f"{folder} was written by a newer version (schema {schema}, this program knows "
+            f"{SCHEMA}).",
+            "Upgrade: pip install --upgrade bitfabric",
+        )
+    if manifest.get("digest") != digest(manifest):
+        raise BundleError(f"{file} was changed after it was written.", again)
+    return manifest
+
+
+def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    again = RECOMPILE.format(path=folder)
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"{folder} is incomplete: {name} is missing.", again)
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise BundleError(
+                f"{file} has {size} bytes where the manifest says {entry['bytes']}.", again
+            )
+        if sha256(file) != entry["sha256"]:
+            raise BundleError(f"{file} was altered: its SHA-256 is not the manifest's.", again)
+
+
+def _check_target(folder: Path, manifest: dict[str, Any]) -> None:
+    target, here = manifest["target"], host_cpu()
+    triple = str(target["options"].get("mtriple", ""))
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        platform.machine().lower(), platform.machine().lower()
+    )
+    missing = sorted(set(target["features"]) - here.features)
+    if not triple.startswith(machine) or missing:
+        lacks = f", which lacks {', '.join(missing)}" if missing else ""
+        raise BundleError(
+            f"{folder} was compiled for {target['name']}; this machine is {here.name}{lacks}.",
+            f"Compile it for this machine: fabric compile MODEL --target {get_target('cpu').name}",
+        )
+
+
+def tensors_in_order(entry: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of a weight file's tensors in the order in which functions take them."""
+    for spec in entry["tensors"]:
+        yield spec["name"]

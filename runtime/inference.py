@@ -1,0 +1,195 @@
+"""The inference engine: prompts in, logits out, over a key and value cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from tvm_ffi import Shape
+
+from ..targets import FabricError
+from .bundle import Bundle
+from .device import Tensor, aligned, open_machine, tensor
+from .engine import Tensors, end_tensors, layer_tensors
+
+LANES = 16
+"""A cache's capacity is a multiple of it: kernels read whole vectors of positions."""
+CHUNK = 256
+"""Tokens of a prompt that go through the model at once: bounds the workspace."""
+
+
+class InferenceEngine:
+    """Logits for growing sequences.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        An open bundle.
+    adapters : sequence of (tensors, multiplier)
+        Adapters as :meth:`TrainingEngine.adapter_tensors` names them, each with its full factor:
+        its scale times its weight in the mix.
+    capacity : int
+        Most tokens of a sequence, prompt and answer together.
+    batch : int
+        Number of sequences.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        adapters: Sequence[tuple[Tensors, float]] = (),
+        capacity: int = 2048,
+        batch: int = 1,
+    ) -> None:
+        self.bundle, self.batch = bundle, batch
+        self.capacity = math.ceil(capacity / LANES) * LANES
+        self._machine = open_machine(bundle)
+        self._positions = np.zeros(batch, np.int32)
+        config = bundle.config
+        kv, d = config["num_kv_heads"], config["head_dim"]
+        # Zeroed memory that nothing has touched takes no room: a large capacity costs nothing.
+        caches = [
+            [
+                tensor(aligned((batch, kv, d, self.capacity))),
+                tensor(aligned((batch, kv, self.capacity, d))),
+            ]
+            for _ in range(config["num_layers"])
+        ]
+        rope = self._machine["rope_cache"](Shape((self.capacity,)))
+        self._model = [
+            rope,
+            *end_tensors(bundle),
+            layer_tensors(bundle),
+            stacked_adapters(bundle, adapters),
+            caches,
+        ]
+        self._one = {
+            name: aligned((1,), "int32") for name in ("token", "sequence", "position", "select")
+        }
+        arguments = [tensor(array) for array in self._one.values()]
+        self._machine.save_function("decode", "bound_decode", *arguments, *self._model)
+
+    @property
+    def position(self) -> int:
+        """Tokens so far of sequence 0."""
+        return int(self._positions[0])
+
+    def reset(self, sequence: int | None = None) -> None:
+        """Forget every sequence, or one."""
+        self._positions[slice(None) if sequence is None else sequence] = 0
+
+    def _room(self, sequence: int, count: int) -> None:
+        if self._positions[sequence] + count > self.capacity:
+            raise FabricError(
+                f"The text needs {self._positions[sequence] + count} tokens; "
+                f"there is room for {self.capacity}.",
+                "Shorten the prompt, or ask for fewer new tokens.",
+            )
+
+    def prefill(self, tokens: Sequence[int], sequence: int = 0) -> np.ndarray:
+        """Append tokens to a sequence and return the ``(V,)`` float32 logits after the last.
+
+        Raises
+        ------
+        FabricError
+            If the sequence would outgrow the capacity, or there is no token.
+        """
+        if not len(tokens):
+            raise FabricError("The prompt is empty.", "Write something after --prompt.")
+        self._room(sequence, len(tokens))
+        for begin in range(0, len(tokens), CHUNK):
+            piece = np.asarray(tokens[begin : begin + CHUNK], np.int32)
+            first = self._positions[sequence]
+            position = np.arange(first, first + len(piece), dtype=np.int32)
+            logits = self._forward(piece, np.full(len(piece), sequence), position, [len(piece) - 1])
+            self._positions[sequence] += len(piece)
+        return logits[0]
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one token to sequence 0 and return the ``(V,)`` float32 logits after it."""
+        self._room(0, 1)
+        self._one["token"][0], self._one["position"][0] = token, self._positions[0]
+        logits = self._machine["bound_decode"]()
+        self._positions[0] += 1
+        return logits.numpy()[0]
+
+    def decode_batch(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append one token to every sequence and return ``(batch, V)`` float32 logits."""
+        for sequence in range(self.batch):
+            self._room(sequence, 1)
+        every = np.arange(self.batch)
+        logits = self._forward(np.asarray(tokens), every, self._positions, every)
+        self._positions += 1
+        return logits
+
+    def _forward(
+        self,
+        tokens: np.ndarray,
+        sequence: np.ndarray,
+        position: np.ndarray,
+        select: Sequence[int] | np.ndarray,
+    ) -> np.ndarray:
+        arrays = []
+        for values in (tokens, sequence, position, np.asarray(select)):
+            array = aligned((len(values),), "int32")
+            array[:] = values
+            arrays.append(tensor(array))
+        return self._machine["prefill"](*arrays, *self._model).numpy()
+
+
+def stacked_adapters(
+    bundle: Bundle, adapters: Sequence[tuple[Tensors, float]]
+) -> list[list[Tensor]]:
+    """Return for each layer the factors ``A (S, R, K)`` and ``B (R, N)`` of all adapters at once.
+
+    Adapters add up, so their ranks are concatenated: R is the sum of them, and each B carries its
+    adapter's factor. No adapter at all is one of rank 1 that is zero.
+    """
+    layout = bundle.manifest["adapter"]
+    groups = _groups(layout)
+    layers = []
+    for layer in range(bundle.config["num_layers"]):
+        factors = []
+        for members in groups:
+            parts = [_group_factors(layer, members, t, scale) for t, scale in adapters]
+            if not parts:
+                inputs, rows = members[0]["inputs"], sum(m["rows"] for m in members)
+                parts = [(np.zeros((len(members), 1, inputs)), np.zeros((1, rows)))]
+            a = np.concatenate([part[0] for part in parts], axis=1)
+            b = np.concatenate([part[1] for part in parts], axis=0)
+            for source in (a, b):
+                array = aligned(source.shape)
+                array[:] = source
+                factors.append(tensor(array))
+        layers.append(factors)
+    return layers
+
+
+def _groups(layout: dict) -> list[list[dict]]:
+    """Return the adapted projections that share an input, group by group, in buffer order."""
+    factors = [factor for factor in layout["factors"] if factor["factor"] == "a"]
+    bounds = [factor["offset"] for factor in factors]
+    groups: list[list[dict]] = [[] for _ in bounds]
+    for module in layout["modules"]:
+        index = max(i for i, bound in enumerate(bounds) if module["a_offset"] >= bound)
+        groups[index].append(module)
+    return groups
+
+
+def _group_factors(
+    layer: int, members: list[dict], tensors: Tensors, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return one adapter's A and scaled B of a group; a projection it lacks contributes zeros."""
+    paths = [f"model.layers.{layer}.{member['path']}" for member in members]
+    rank = max((len(tensors[f"{p}.lora_A"]) for p in paths if f"{p}.lora_A" in tensors), default=1)
+    a = np.zeros((len(members), rank, members[0]["inputs"]), np.float32)
+    b = np.zeros((rank, sum(member["rows"] for member in members)), np.float32)
+    column = 0
+    for index, (path, member) in enumerate(zip(paths, members, strict=True)):
+        if f"{path}.lora_A" in tensors:
+            r = len(tensors[f"{path}.lora_A"])
+            a[index, :r] = tensors[f"{path}.lora_A"]
+            b[:r, column : column + member["rows"]] = tensors[f"{path}.lora_B"].T * scale
+        column += member["rows"]
+    return a, b

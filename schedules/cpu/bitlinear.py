@@ -1,0 +1,290 @@
+"""The forward pass of a group of ternary projections with their adapters.
+
+First every token is quantised and multiplied with the adapters' factor A; then threads share the
+rows of the matrix in panels. A panel's codes are unpacked once and serve all tokens; where there
+are few tokens, codes are unpacked in registers as they stream by, and memory is the limit. Codes
+are ``W + 1``, so the token's sum of activations is taken off at the end, where the scale and the
+adapters' factor B are applied while the sums are in registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import Target
+from .isa import Isa
+from .low_rank import PARALLEL_WORK, dot_products
+from .microkernel import (
+    Buffer,
+    Expr,
+    Tile,
+    accumulate,
+    bind,
+    branch,
+    build,
+    horizontal,
+    load,
+    loop,
+    row_tiles,
+    shape,
+    splat,
+    static,
+    store,
+)
+from .ternary import TILE, Segment, aligned, by_segment, row_words, segments
+from .vector_math import rounded
+
+EPSILON = 1e-5
+"""Smallest absmax of a token."""
+FEW = 4
+"""Up to this many tokens, unpacking in registers is cheaper than unpacking to memory."""
+
+
+def panels(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out `bitlinear` by panels of rows; None where a projection is no multiple of 16 rows."""
+    parts = segments(parameters)
+    if not aligned(parts):
+        return None
+    isa, scale = Isa(target), float(parameters["lora_scale"])
+
+    def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        *adapter, y = rest
+        tokens, columns = shape(x)
+        quantised = _Quantised(isa, tokens, columns)
+        quantised.fill(x)
+        lora = _Lora(isa, parts, scale, tokens, *adapter[:2]) if adapter else None
+        if lora is not None:
+            lora.down(adapter[-1] if len(adapter) > 2 else x)
+        _Product(isa, parts, packed, scales, quantised, lora, y).emit()
+
+    return build(function, body)
+
+
+class _Quantised:
+    """The tokens as 8-bit integers, with what undoes the quantisation."""
+
+    def __init__(self, isa: Isa, tokens: Expr, columns: int) -> None:
+        self.isa, self.tokens, self.columns = isa, tokens, columns
+        words = columns // TILE * isa.dot.steps
+        self.words = T.alloc_buffer((tokens, words), isa.dot.dtype)
+        self.sum = T.alloc_buffer((tokens,), isa.dot.sum_dtype)
+        self.step = T.alloc_buffer((tokens,), "float32")
+
+    def fill(self, x: Buffer) -> None:
+        """Emit the quantisation of ``x (T, K)``."""
+
+        def serial() -> None:
+            row_tiles(self.tokens, 1, lambda t, _: self._token(x, t))
+
+        def threads() -> None:
+            row_tiles(self.tokens, 1, lambda t, _: self._token(x, t), parallel=True)
+
+        # Some four operations an element; a launch pays from there on as for multiply-adds.
+        branch(self.tokens * self.columns * 4 < PARALLEL_WORK, serial, threads)
+
+    def _token(self, x: Buffer, t: Expr) -> None:
+        lanes, dot = self.isa.lanes, self.isa.dot
+        vectors = TILE // lanes
+        top = Tile(1, vectors, lanes)
+        top.fill()
+        with loop(self.columns // TILE) as k:
+            for v in range(vectors):
+                value = load(x, t, k * TILE + v * lanes, lanes=lanes)
+                top[0, v] = tirx.max(top[0, v], tirx.abs(value))
+        for v in range(1, vectors):
+            top[0, 0] = tirx.max(top[0, 0], top[0, v])
+        absmax = horizontal(top[0, 0], tirx.max)
+        bound = bind(tirx.max(absmax, tirx.const(EPSILON, "float32")))
+        store(self.step, bound / tirx.const(127.0, "float32"), t)
+        factor = bind(tirx.const(127.0, "float32") / bound)
+        total = Tile(1, 1, lanes, "int32")
+        total.fill()
+        stored = dot.steps * lanes // TILE
+        with loop(self.columns // lanes) as k:
+            # At most 127 (1 + 2^-23) before rounding: no clipping is left to do.
+            value = bind(rounded(load(x, t, k * lanes, lanes=lanes) * splat(factor, lanes)))
+            total[0, 0] = total[0, 0] + value
+            store(self.words, dot.activations(value), t, k * stored)
+        sum_ = horizontal(total[0, 0], lambda a, b: a + b)
+        store(self.sum, T.cast(sum_, dot.sum_dtype), t)
+
+
+class _Lora:
+    """The adapters: ``u = lora_scale x A^T`` for each, and the rows of B that a panel needs."""
+
+    def __init__(
+        self, isa: Isa, parts: list[Segment], scale: float, tokens: Expr, a: Buffer, b: Buffer
+    ) -> None:
+        self.isa, self.parts, self.scale, self.tokens, self.a, self.b = (
+            isa,
+            parts,
+            scale,
+            tokens,
+            a,
+            b,
+        )
+        self.adapters, self.rank, self.columns = shape(a)
+        # One more slot, of zeros, serves the projections without an adapter.
+        self.plain = any(part.adapter is None for part in parts)
+        self.u = T.alloc_buffer((tokens, self.adapters + int(self.plain), self.rank), "float32")
+
+    def down(self, x: Buffer) -> None:
+        """Emit u."""
+        lanes, u = self.isa.lanes, self.u
+        for s in range(self.adapters):
+
+            def put(t: Expr, j: Expr, total: Expr, s: int = s) -> None:
+                store(u, total * tirx.const(self.scale, "float32"), t, s, j)
+
+            dot_products(
+                self.isa,
+                self.tokens,
+                self.rank,
+                self.columns,
+                lambda t, k: load(x, t, k, lanes=lanes),
+                lambda j, k, s=s: load(self.a, s, j, k, lanes=lanes),
+                put,
+            )
+        if self.plain:
+            with loop(self.tokens) as t, loop(self.rank) as j:
+                store(u, tirx.const(0.0, "float32"), t, self.adapters, j)
+
+    def up(self, sums: Tile, token: Expr, rows: list[Expr]) -> None:
+        """Emit ``sums[i, v] += sum_j u[token + i, s(v), j] B[j, column(v) ..]``."""
+        zero = tirx.const(0, "int64")
+        slots, columns = [], []
+        for row in rows:
+            slots.append(
+                bind(
+                    by_segment(
+                        self.parts,
+                        row,
+                        lambda p: zero + (self.adapters if p.adapter is None else p.adapter),
+                    )
+                )
+            )
+            columns.append(
+                bind(
+                    by_segment(
+                        self.parts,
+                        row,
+                        lambda p, row=row: zero if p.adapter is None else row + (p.column - p.begin),
+                    )
+                )
+            )
+        with loop(self.rank) as j:
+            for v in range(sums.width):
+                factor = bind(load(self.b, j, columns[v], lanes=sums.lanes))
+                for i in range(sums.height):
+                    value = splat(self.u[token + i, slots[v], j], sums.lanes)
+                    sums[i, v] = sums[i, v] + value * factor
+
+
+class _Product:
+    """The ternary product over panels of rows, and its epilogue."""
+
+    def __init__(
+        self,
+        isa: Isa,
+        parts: list[Segment],
+        packed: Buffer,
+        scales: Buffer,
+        quantised: _Quantised,
+        lora: _Lora | None,
+        y: Buffer,
+    ) -> None:
+        self.isa, self.parts, self.packed, self.scales = isa, parts, packed, scales
+        self.quantised, self.lora, self.y = quantised, lora, y
+        self.tokens, self.tiles = quantised.tokens, quantised.columns // TILE
+        self.rows = parts[-1].end
+
+    def emit(self) -> None:
+        """Emit the product of all rows with all tokens."""
+        few = static(self.tokens) is not None and self.tokens <= FEW
+        work = self.rows * self.tiles * TILE
+        parallel = not few or work * self.tokens >= PARALLEL_WORK
+        row_tiles(self.rows // self.isa.lanes, self.isa.tile[1], self._panel, parallel)
+
+    def _panel(self, first: Expr, width: int) -> None:
+        """Emit `width` vectors of rows from vector `first` on, for every token."""
+        lanes, height = self.isa.lanes, self.isa.tile[0]
+        rows = [bind((first + v) * lanes) for v in range(width)]
+
+        def streamed(token: Expr, high: int) -> None:
+            self._tile(token, high, rows, None)
+
+        def unpacked() -> None:
+            panel = self._unpack(rows)
+            row_tiles(
+                self.tokens, height, lambda t, high: self._tile(t, high, rows, panel), overlap=True
+            )
+
+        if static(self.tokens) is None:
+            branch(
+                self.tokens >= height,
+                unpacked,
+                lambda: row_tiles(self.tokens, 1, streamed),
+            )
+        elif self.tokens <= FEW:
+            streamed(0, self.tokens)
+        else:
+            unpacked()
+
+    def _unpack(self, rows: list[Expr]) -> Buffer:
+        """Emit the unpacking of rows; the buffer is ``(K / 16, steps, width, lanes)``."""
+        lanes, dot = self.isa.lanes, self.isa.dot
+        panel = T.alloc_buffer((self.tiles, dot.steps, len(rows), lanes), dot.dtype)
+        with loop(self.tiles) as k:
+            for v, row in enumerate(rows):
+                words = bind(row_words(self.packed, row, k, lanes))
+                for step in range(dot.steps):
+                    store(panel, dot.codes(words, step), k, step, v, 0)
+        return panel
+
+    def _tile(self, token: Expr, height: int, rows: list[Expr], panel: Buffer | None) -> None:
+        """Emit `height` tokens by the rows, from unpacked or from packed codes."""
+        lanes, dot, width = self.isa.lanes, self.isa.dot, len(rows)
+        sums = Tile(height, width, lanes, dot.sum_dtype)
+        sums.fill()
+        group = min(dot.steps, 4)
+        with loop(self.tiles) as k:
+            words = [None] * width
+            if panel is None:
+                words = [bind(row_words(self.packed, row, k, lanes)) for row in rows]
+            for first in range(0, dot.steps, group):
+                steps = range(first, first + group)
+                for v in range(width):
+                    codes = [
+                        bind(
+                            dot.codes(words[v], step)
+                            if panel is None
+                            else load(panel, k, step, v, 0, lanes=lanes)
+                        )
+                        for step in steps
+                    ]
+                    for i in range(height):
+                        values = [
+                            self.quantised.words[token + i, k * dot.steps + step] for step in steps
+                        ]
+                        sums[i, v] = dot.accumulate(sums[i, v], codes, values)
+        self._finish(sums, token, rows)
+
+    def _finish(self, sums: Tile, token: Expr, rows: list[Expr]) -> None:
+        """Emit the scale, the adapters and the store of a tile."""
+        lanes, q = sums.lanes, self.quantised
+        scales = [
+            bind(by_segment(self.parts, row, lambda p: self.scales[p.index])) for row in rows
+        ]
+        out = Tile(sums.height, sums.width, lanes)
+        for i, v in sums:
+            exact = sums[i, v] - splat(q.sum[token + i], lanes)
+            factor = splat(q.step[token + i] * scales[v], lanes)
+            out[i, v] = T.cast(exact, f"float32x{lanes}") * factor
+        if self.lora is not None:
+            self.lora.up(out, token, rows)
+        out.store(lambda i, v: (self.y, token + i, rows[v]))

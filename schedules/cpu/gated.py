@@ -1,0 +1,68 @@
+"""The gate of the feed-forward block, and its adjoint, a row at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import Target
+from .isa import Isa
+from .loops import over, over_rows
+from .microkernel import Buffer, Expr, bind, build, load, shape, splat, store
+from .vector_math import sigmoid
+
+
+def _activation(kind: str, gate: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """Return the activation of a vector and its derivative."""
+    if kind == "silu":
+        s = bind(sigmoid(gate))
+        value = bind(gate * s)
+        return value, s + value * (splat(1.0, lanes) - s)
+    positive = bind(T.max(gate, splat(0.0, lanes)))
+    return positive * positive, positive + positive
+
+
+def gated_activation(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out ``y[t, i] = act(gate_up[t, i]) * gate_up[t, I + i]``."""
+    lanes, kind = Isa(target).lanes, str(parameters["kind"])
+
+    def body(gate_up: Buffer, y: Buffer) -> None:
+        rows, half = shape(y)
+
+        def row(t: Expr) -> None:
+            def gate(i: Expr, n: int) -> None:
+                value, _ = _activation(kind, bind(load(gate_up, t, i, lanes=n)), n)
+                store(y, value * load(gate_up, t, half + i, lanes=n), t, i)
+
+            over(half, lanes, gate)
+
+        over_rows(rows, half, row)
+
+    return build(function, body)
+
+
+def gated_activation_vjp(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out the adjoints of both halves from one evaluation of the activation."""
+    lanes, kind = Isa(target).lanes, str(parameters["kind"])
+
+    def body(dy: Buffer, gate_up: Buffer, adjoint: Buffer) -> None:
+        rows, half = shape(dy)
+
+        def row(t: Expr) -> None:
+            def gate(i: Expr, n: int) -> None:
+                value, slope = _activation(kind, bind(load(gate_up, t, i, lanes=n)), n)
+                outer = bind(load(dy, t, i, lanes=n))
+                store(adjoint, outer * slope * load(gate_up, t, half + i, lanes=n), t, i)
+                store(adjoint, outer * value, t, half + i)
+
+            over(half, lanes, gate)
+
+        over_rows(rows, half, row)
+
+    return build(function, body)

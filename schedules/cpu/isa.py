@@ -1,0 +1,158 @@
+"""What the kernels need to know of a processor: vector lanes, registers, the 8-bit dot product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import Target
+from .microkernel import Expr, bind, splat
+
+
+class Isa:
+    """The instruction set of a target.
+
+    Attributes
+    ----------
+    lanes : int
+        32-bit lanes of a vector: 16, 8 or 4.
+    tile : tuple of int
+        Height and width, in vectors, of the largest register tile of an outer product.
+    dot_tile : tuple of int
+        The same for a tile of dot products, where both operands are vectors.
+    native_half : bool
+        Whether the processor converts float16.
+    dot : DotProduct
+        How it multiplies 8-bit activations with ternary codes.
+    """
+
+    def __init__(self, target: Target) -> None:
+        features = target.features
+        self.lanes = target.vector_bytes // 4
+        many = bool(features & {"avx512", "avx512_vnni", "neon_dot"})
+        # 32 registers hold 24 accumulators and the operands, 16 hold 12.
+        self.tile = (6, 4) if many else (6, 2)
+        self.dot_tile = (4, 6) if many else (3, 4)
+        self.native_half = bool(features & {"avx2", "avx512", "neon_dot"})
+        self.dot: DotProduct
+        if "avx512_vnni" in features and self.lanes == 16:
+            self.dot = Vnni(self.lanes)
+        elif "avx2" in features and self.lanes == 8:
+            self.dot = MultiplyAddBytes(self.lanes)
+        elif "neon_dot" in features and self.lanes == 4:
+            self.dot = NeonDot(self.lanes)
+        else:
+            self.dot = DotProduct(self.lanes)
+
+
+class DotProduct:
+    """Products of activations with the codes 0, 1, 2 of ternary weights, rows as lanes.
+
+    A packed tile is 16 columns. They are taken in `steps` of ``16 / steps`` columns; the operand of
+    a step holds these columns of one row in each lane. This class is the portable one: float32
+    lanes with the values of integers, one column a step. Its sums stay below 2^24, so exact, as
+    long as a row has fewer than 65536 columns.
+
+    Attributes
+    ----------
+    dtype : str
+        Of the lanes of an operand and of the words in which activations are stored.
+    sum_dtype : str
+        Of the accumulators.
+    steps : int
+        Steps in a packed tile, and words in 16 stored activations.
+    """
+
+    dtype, sum_dtype, steps = "float32", "float32", 16
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+
+    def codes(self, words: Expr, step: int) -> Expr:
+        """Return the operand of a step from the int32 words of `lanes` rows of a packed tile."""
+        shift, mask = 8 * (step % 4) + 2 * (step // 4), 3
+        return T.cast(self._masked(words, shift, mask), f"float32x{self.lanes}")
+
+    def activations(self, quantised: Expr) -> Expr:
+        """Return the stored words of adjacent activations, given as int32 lanes."""
+        return T.cast(quantised, f"float32x{self.lanes}")
+
+    def accumulate(self, total: Expr, codes: Sequence[Expr], words: Sequence[Expr]) -> Expr:
+        """Return `total` plus the products of some steps' operands with their splat words."""
+        for code, word in zip(codes, words, strict=True):
+            total = total + code * splat(word, self.lanes)
+        return total
+
+    def _masked(self, words: Expr, shift: int, mask: int) -> Expr:
+        def constant(number: int) -> Expr:
+            return splat(tirx.const(number, "int32"), self.lanes)
+
+        shifted = words >> constant(shift) if shift else words
+        return shifted & constant(mask)
+
+
+class _ByteDotProduct(DotProduct):
+    """Four columns a step: the bytes of a 32-bit lane."""
+
+    dtype, sum_dtype, steps = "int32", "int32", 4
+
+    def codes(self, words: Expr, step: int) -> Expr:
+        return self._masked(words, 2 * step, 0x03030303)
+
+    def activations(self, quantised: Expr) -> Expr:
+        lanes, words = self.lanes, self.lanes // 4
+        packed = T.cast(quantised, f"int8x{lanes}")
+        return T.reinterpret("int32" if words == 1 else f"int32x{words}", packed)
+
+    def accumulate(self, total: Expr, codes: Sequence[Expr], words: Sequence[Expr]) -> Expr:
+        for code, word in zip(codes, words, strict=True):
+            total = self._multiply(total, self._bytes(code), self._bytes(splat(word, self.lanes)))
+        return total
+
+    def _bytes(self, value: Expr) -> Expr:
+        return T.reinterpret(f"int8x{4 * self.lanes}", value)
+
+    def _multiply(self, total: Expr, code: Expr, word: Expr) -> Expr:
+        raise NotImplementedError
+
+
+class Vnni(_ByteDotProduct):
+    """AVX-512 VNNI: unsigned codes by signed activations, four products added to each lane."""
+
+    def _multiply(self, total: Expr, code: Expr, word: Expr) -> Expr:
+        return T.call_llvm_pure_intrin(
+            "int32x16", "llvm.x86.avx512.vpdpbusd.512", total, code, word
+        )
+
+
+class NeonDot(_ByteDotProduct):
+    """Arm's signed dot product, four products added to each lane."""
+
+    def _multiply(self, total: Expr, code: Expr, word: Expr) -> Expr:
+        return T.call_llvm_pure_intrin(
+            "int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, code, word
+        )
+
+
+class MultiplyAddBytes(_ByteDotProduct):
+    """AVX2: byte products added in pairs to 16 bits, the pairs of all steps added, then widened.
+
+    A 16-bit lane holds two products of at most 2 * 128 for each of at most four steps.
+    """
+
+    def accumulate(self, total: Expr, codes: Sequence[Expr], words: Sequence[Expr]) -> Expr:
+        pairs: Expr = None
+        for code, word in zip(codes, words, strict=True):
+            product = T.call_llvm_pure_intrin(
+                "int16x16",
+                "llvm.x86.avx2.pmadd.ub.sw",
+                self._bytes(code),
+                self._bytes(splat(word, self.lanes)),
+            )
+            pairs = product if pairs is None else pairs + product
+        ones = T.broadcast(tirx.const(1, "int16"), 16)
+        return total + T.call_llvm_pure_intrin(
+            "int32x8", "llvm.x86.avx2.pmadd.wd", bind(pairs), ones
+        )

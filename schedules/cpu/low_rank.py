@@ -1,0 +1,73 @@
+"""Products with the adapters' thin factors, as dot products along memory of both operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .isa import Isa
+from .microkernel import Expr, Tile, accumulate, branch, horizontal, row_tiles, static
+
+MANY = 16
+"""From this many tokens on a thin product is cut among threads by token, below it by row."""
+PARALLEL_WORK = 1 << 18
+"""Multiply-adds below which starting the threads costs more than it saves."""
+
+Vector = Callable[[Expr, Expr], Expr]
+
+
+def dot_products(
+    isa: Isa,
+    tokens: Expr,
+    rows: Expr,
+    depth: int,
+    left: Vector,
+    right: Vector,
+    store: Callable[[Expr, Expr, Expr], None],
+) -> None:
+    """Emit ``store(t, j, sum_k left[t, k] * right[j, k])`` for all t below `tokens`, j below `rows`.
+
+    Parameters
+    ----------
+    isa : Isa
+        The instruction set.
+    tokens, rows : int or expression
+        Extents, static or symbolic.
+    depth : int
+        Extent of the sum, a multiple of 16.
+    left, right : callable
+        ``left(t, k)`` and ``right(j, k)`` are float32 vectors of `isa.lanes` from column k on.
+    store : callable
+        Emits what becomes of a sum; may be emitted twice for the same ``(t, j)``.
+    """
+    height, width = isa.dot_tile
+
+    def token_tile(token: Expr, high: int) -> None:
+        row_tiles(rows, width, lambda j, wide: tile(token, high, j, wide), overlap=True)
+
+    def row_tile(row: Expr, wide: int) -> None:
+        row_tiles(tokens, height, lambda t, high: tile(t, high, row, wide), overlap=True)
+
+    def tile(token: Expr, high: int, row: Expr, wide: int) -> None:
+        sums = Tile(high, wide, isa.lanes)
+        sums.fill()
+        accumulate(
+            sums,
+            depth // isa.lanes,
+            lambda i, k: left(token + i, k * isa.lanes),
+            lambda k, j: right(row + j, k * isa.lanes),
+        )
+        for i, j in sums:
+            store(token + i, row + j, horizontal(sums[i, j], lambda a, b: a + b))
+
+    def by_token(parallel: bool = True) -> None:
+        row_tiles(tokens, height, token_tile, parallel, overlap=True)
+
+    def by_row() -> None:
+        row_tiles(rows, width, row_tile, parallel=True, overlap=True)
+
+    work = tokens * rows * depth
+    branch(
+        work < PARALLEL_WORK,
+        lambda: by_token(parallel=False),
+        lambda: branch(tokens >= MANY, by_token, by_row),
+    )

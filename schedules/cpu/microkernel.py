@@ -1,0 +1,291 @@
+"""The shared builder of the processor kernels: register tiles, vectors and row tiles.
+
+A kernel is written straight with TVM's IR builder. The trick on which every fast one rests is
+:class:`Tile`: a small local buffer that is only ever addressed at Python integers, so LLVM turns
+each of its vectors into one register, and :func:`accumulate`, the Python-unrolled body of a matrix
+product over such a tile. A typical kernel::
+
+    def apply(function, parameters, target):
+        isa = Isa(target)
+        height, width = isa.tile
+
+        def body(x, w, y):                       # the PrimFunc's buffers, outputs last
+            with loop(columns // (width * isa.lanes), parallel=True) as block:
+                column = block * width * isa.lanes
+
+                def tile(row, height):
+                    acc = Tile(height, width, isa.lanes)
+                    acc.fill()
+                    accumulate(acc, depth,
+                               lambda i, k: x[row + i, k],
+                               lambda k, v: load(w, k, column + v * isa.lanes, lanes=isa.lanes))
+                    acc.store(lambda i, v: (y, row + i, column + v * isa.lanes))
+
+                row_tiles(rows, height, tile)
+
+        return build(function, body)
+
+Loop variables are int64, as the shapes of Relax are. An index may be a Python int or an expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+Expr = Any
+"""A scalar or vector TIR expression, or a Python number."""
+Buffer = Any
+
+
+def build(function: tirx.PrimFunc, body: Callable[..., None]) -> tirx.PrimFunc:
+    """Return a PrimFunc of the same signature whose statements `body(*buffers)` emits.
+
+    The parameters themselves are taken over, so symbolic extents stay the same variables. The
+    buffers must not overlap, as between the arguments of ``call_tir``.
+    """
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        body(*[T.arg(parameter.name, parameter) for parameter in function.params])
+    return builder.get()
+
+
+def static(extent: Expr) -> int | None:
+    """Return an extent as a Python int, None where it is symbolic."""
+    if isinstance(extent, int):
+        return extent
+    return int(extent.value) if isinstance(extent, tirx.IntImm) else None
+
+
+def shape(buffer: Buffer) -> list[Any]:
+    """Return a buffer's extents: Python ints where static, else the symbolic expressions."""
+    return [e if static(e) is None else static(e) for e in buffer.shape]
+
+
+def int64(value: Expr) -> Expr:
+    """Return an index or extent as an int64 expression."""
+    return tirx.const(value, "int64") if isinstance(value, int) else tirx.Cast("int64", value)
+
+
+def loop(extent: Expr, parallel: bool = False, begin: Expr = 0) -> Any:
+    """Open ``for i in range(begin, extent)``, on the thread pool if `parallel`; use with `with`."""
+    return (T.parallel if parallel else T.serial)(int64(begin), int64(extent))
+
+
+def branch(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """Emit both sides of a run-time branch; only one where the condition is a Python bool."""
+    if isinstance(condition, bool):
+        (then if condition else otherwise)()
+        return
+    with T.If(condition):
+        with T.Then():
+            then()
+        with T.Else():
+            otherwise()
+
+
+def when(condition: Expr, then: Callable[[], None]) -> None:
+    """Emit statements under a run-time condition."""
+    with T.If(condition), T.Then():
+        then()
+
+
+# Vectors -------------------------------------------------------------------------------------
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """Return a scalar in every lane; a vector of `lanes` lanes comes back as it is."""
+    if isinstance(value, float):
+        value = tirx.const(value, "float32")
+    return value if lanes_of(value) == lanes else T.broadcast(value, lanes)
+
+
+def lanes_of(value: Expr) -> int:
+    """Return the number of lanes of an expression."""
+    return tvm.DataType(str(value.ty.dtype)).lanes
+
+
+def load(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
+    """Return `lanes` adjacent elements that start at `index`."""
+    last = int64(index[-1])
+    return buffer[(*index[:-1], last if lanes == 1 else T.ramp(last, 1, lanes))]
+
+
+def store(buffer: Buffer, value: Expr, *index: Expr) -> None:
+    """Store a scalar or a vector of adjacent elements at `index`."""
+    lanes = lanes_of(value)
+    last = int64(index[-1])
+    T.buffer_store(buffer, value, [*index[:-1], last if lanes == 1 else T.ramp(last, 1, lanes)])
+
+
+def constants(values: list[int], dtype: str = "int32") -> Expr:
+    """Return a vector of different constants."""
+    return tirx.Shuffle([tirx.const(v, dtype) for v in values], list(range(len(values))))
+
+
+def horizontal(vector: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Reduce the lanes of a vector pairwise to a scalar: lane i with lane i + half, each time.
+
+    The vector should be a load or a register, since it is written several times into the result.
+    """
+    lanes = lanes_of(vector)
+    while lanes > 1:
+        lanes //= 2
+        if lanes == 1:
+            low, high = (tirx.Shuffle([vector], [i]) for i in range(2))
+        else:
+            low = tirx.Shuffle([vector], list(range(lanes)))
+            high = tirx.Shuffle([vector], list(range(lanes, 2 * lanes)))
+        vector = bind(combine(low, high))
+    return vector
+
+
+def bind(value: Expr) -> Expr:
+    """Name a value, so that using it several times computes it once."""
+    return T.Bind(value)
+
+
+def zeros(dtype: str, lanes: int) -> Expr:
+    """Return a vector of zeros."""
+    return T.broadcast(tirx.const(0, dtype), lanes)
+
+
+# Register tiles ------------------------------------------------------------------------------
+
+
+class Tile:
+    """`height` by `width` accumulator vectors that live in registers.
+
+    Parameters
+    ----------
+    height, width : int
+        Rows, and vectors in a row. Their product plus the operands must fit the register file;
+        `Isa.tile` gives the largest.
+    lanes : int
+        Lanes of a vector.
+    dtype : str
+        Of the lanes.
+    """
+
+    def __init__(self, height: int, width: int, lanes: int, dtype: str = "float32") -> None:
+        self.height, self.width, self.lanes, self.dtype = height, width, lanes, dtype
+        # A buffer a row: TVM takes one of 1 KiB or more from its heap, at a call a tile.
+        self.rows = [T.alloc_buffer((width * lanes,), dtype) for _ in range(height)]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Iterate over all ``(row, vector)``."""
+        return ((i, v) for i in range(self.height) for v in range(self.width))
+
+    def __getitem__(self, place: tuple[int, int]) -> Expr:
+        row, vector = place
+        return self.rows[row][T.ramp(vector * self.lanes, 1, self.lanes)]
+
+    def __setitem__(self, place: tuple[int, int], value: Expr) -> None:
+        row, vector = place
+        at = T.ramp(vector * self.lanes, 1, self.lanes)
+        T.buffer_store(self.rows[row], splat(value, self.lanes), [at])
+
+    def fill(self, value: Callable[[int, int], Expr] | None = None) -> None:
+        """Set every vector to ``value(i, v)``, or to zero."""
+        zero = zeros(self.dtype, self.lanes)
+        for i, v in self:
+            self[i, v] = zero if value is None else value(i, v)
+
+    def store(
+        self,
+        place: Callable[[int, int], tuple[Any, ...]],
+        value: Callable[[Expr, int, int], Expr] | None = None,
+    ) -> None:
+        """Store each vector, or ``value(vector, i, v)``, to ``(buffer, *index) = place(i, v)``."""
+        for i, v in self:
+            buffer, *index = place(i, v)
+            store(buffer, self[i, v] if value is None else value(self[i, v], i, v), *index)
+
+
+def accumulate(
+    tile: Tile,
+    extent: Expr,
+    left: Callable[[int, Expr], Expr],
+    right: Callable[[Expr, int], Expr],
+    begin: Expr = 0,
+) -> None:
+    """Emit ``tile[i, v] += left(i, r) * right(r, v)`` for r in ``range(begin, extent)``.
+
+    `left` returns a scalar, put in every lane, for an outer-product tile; or a vector, for a
+    tile of dot products whose lanes are summed afterwards with :func:`horizontal`. `right`
+    returns a vector. Both are float32.
+    """
+    with loop(extent, begin=begin) as r:
+        rights = [bind(right(r, v)) for v in range(tile.width)]
+        for i in range(tile.height):
+            value = bind(splat(left(i, r), tile.lanes))
+            for v in range(tile.width):
+                tile[i, v] = tile[i, v] + value * rights[v]
+
+
+# Row tiles -----------------------------------------------------------------------------------
+
+
+def row_tiles(
+    rows: Expr,
+    height: int,
+    body: Callable[[Expr, int], None],
+    parallel: bool = False,
+    overlap: bool = False,
+) -> None:
+    """Cut rows into tiles of at most `height` and emit ``body(first_row, tile_height)`` for each.
+
+    A static count is cut evenly, into tiles of two neighbouring heights: 128 rows by 6 are 18
+    tiles of 6 and 4 of 5. A symbolic count is cut into full tiles and single rows; with `overlap`
+    into full tiles of which the last moves back to end with the rows (and single rows where there
+    are fewer than one tile holds). Then rows are computed twice, which `body` must bear: it may
+    overwrite its outputs but not add to them.
+    """
+    count = static(rows)
+    if count is not None:
+        _even_tiles(count, height, body, parallel)
+        return
+    if height == 1:
+        _single_rows(0, rows, body, parallel)
+        return
+    if overlap:
+
+        def shifted() -> None:
+            with loop((rows + (height - 1)) // height, parallel) as i:
+                body(T.min(i * height, rows - height), height)
+
+        branch(rows >= height, shifted, lambda: _single_rows(0, rows, body, parallel))
+        return
+    with loop(rows // height, parallel) as i:
+        body(i * height, height)
+    _single_rows(rows // height * height, rows, body, parallel)
+
+
+def _even_tiles(
+    rows: int, height: int, body: Callable[[Expr, int], None], parallel: bool
+) -> None:
+    tiles = -(-rows // height)
+    if tiles == 0:
+        return
+    low, higher = divmod(rows, tiles)
+    with loop(tiles, parallel) as i:
+        if higher == 0:
+            body(i * low, low)
+        else:
+            branch(
+                i < higher,
+                lambda: body(i * (low + 1), low + 1),
+                lambda: body(i * low + higher, low),
+            )
+
+
+def _single_rows(
+    begin: Expr, end: Expr, body: Callable[[Expr, int], None], parallel: bool
+) -> None:
+    with loop(end, parallel, begin) as row:
+        body(row, 1)

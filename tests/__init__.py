@@ -1,0 +1,1 @@
+"""Tests, mirroring the folders; references that they compare with are in `reference/`."""

@@ -1,0 +1,1 @@
+"""Independent implementations, in torch, of what the product computes in TVM."""

@@ -1,0 +1,1 @@
+"""The thin runtime: data, training, checkpoints, adapters, generation."""

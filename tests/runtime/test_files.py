@@ -1,0 +1,85 @@
+"""Files are whole or untouched, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bitfabric.runtime.files import FileError, atomic_write, only_writer, plain_json, sha256
+
+
+@pytest.fixture
+def small_disk() -> Iterator[int]:
+    """A process that may write files of 10,000 bytes at most: what a full disk does to a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield 10_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    for content in (b"old" * 100, b"new"):
+        with atomic_write(path) as file:
+            file.write(content)
+        assert path.read_bytes() == content
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
+        file.write(b"half of the new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, small_disk: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(FileError) as caught, atomic_write(path) as file:
+        file.write(b"x" * (small_disk + 1))
+    assert str(path) in caught.value.cause
+    assert "Free some space" in caught.value.remedy
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_has_one_writer_and_the_lock_dies_with_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from bitfabric.runtime.files import only_writer\n"
+        f"with only_writer(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(FileError, match="Another training"), only_writer(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    with only_writer(tmp_path):
+        assert os.listdir(tmp_path) == []
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(data)
+    assert sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+    with pytest.raises(FileError, match="could not be read"):
+        sha256(tmp_path / "missing")
+
+
+def test_json_has_no_nan() -> None:
+    values = {"a": float("nan"), "b": [float("-inf"), 1.5], "c": "nan"}
+    assert plain_json(values) == {"a": None, "b": [None, 1.5], "c": "nan"}

@@ -1,0 +1,85 @@
+"""Build one kernel of `models/kernels`, lay it out for a processor, and run it on numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax, tirx
+
+from bitfabric.schedules import schedule
+from bitfabric.targets import Target
+from bitfabric.targets.cpu import AVX2, AVX512_VNNI, NEON_DOT, X86_64, cpu_flags
+
+Size = int | tirx.Var
+
+
+def can_run(target: Target) -> bool:
+    """Tell whether this machine runs a target's code."""
+    flags = cpu_flags()
+    needed = {AVX512_VNNI.name: {"avx512_vnni"}, AVX2.name: {"avx2", "fma"}, X86_64.name: {"sse2"}}
+    return needed.get(target.name, {"never"}) <= flags
+
+
+every_target = pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(t, marks=pytest.mark.skipif(not can_run(t), reason="needs the processor"))
+        for t in (AVX512_VNNI, AVX2, X86_64)
+    ],
+    ids=lambda target: target.name,
+)
+
+
+def prim_func(
+    kernel: str,
+    emit: Callable[..., relax.Expr],
+    types: Sequence[tuple[Sequence[Size], str]],
+) -> tirx.PrimFunc:
+    """Return the PrimFunc of the kernel that ``emit(bb, *variables)`` emits for these types."""
+    bb = relax.BlockBuilder()
+    variables = [
+        relax.Var(f"v{i}", relax.TensorType(list(shape), dtype))
+        for i, (shape, dtype) in enumerate(types)
+    ]
+    with bb.function("main", variables):
+        with bb.dataflow():
+            out = bb.emit_output(emit(bb, *variables))
+        bb.emit_func_output(out)
+    (function,) = (
+        f
+        for f in bb.get().functions.values()
+        if isinstance(f, tirx.PrimFunc) and str(f.attrs["fabric.kernel"]) == kernel
+    )
+    return function
+
+
+def compiled(function: tirx.PrimFunc, target: Target, plain: bool = False) -> Callable[..., None]:
+    """Return a kernel compiled by the target's rule, or `plain` as it is, over runtime tensors."""
+    if not plain:
+        _, function = schedule(function, target)
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    return tvm.compile(module, target=tvm.target.Target(target.options))["main"]
+
+
+def run(
+    function: tirx.PrimFunc,
+    target: Target,
+    inputs: Sequence[np.ndarray],
+    outputs: Sequence[tuple[int, ...]] = (),
+    plain: bool = False,
+) -> list[np.ndarray]:
+    """Run a kernel; returns its outputs, which start as NaN, or without any the inputs after."""
+    tensors = [tvm.runtime.tensor(array.copy()) for array in inputs]
+    results = [tvm.runtime.tensor(np.full(shape, np.nan, "float32")) for shape in outputs]
+    compiled(function, target, plain)(*tensors, *results)
+    return [tensor.numpy() for tensor in (results or tensors)]
+
+
+def compiles_for_arm(function: tirx.PrimFunc) -> bool:
+    """Tell whether the kernel of a rule becomes AArch64 code."""
+    _, scheduled = schedule(function, NEON_DOT)
+    module = tvm.IRModule({"main": scheduled.with_attr("global_symbol", "main")})
+    return "fmul" in tvm.compile(module, target=tvm.target.Target(NEON_DOT.options)).mod.inspect_source("asm")

@@ -1,0 +1,179 @@
+"""The elementwise rules compute what float64 numpy computes, for odd and symbolic sizes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from tvm import relax, tirx
+
+from bitfabric.models.kernels import (
+    accumulate,
+    adamw,
+    dropout,
+    embed,
+    gated_activation,
+    rms_norm,
+    sum_squares,
+)
+from bitfabric.models.kernels.gated import gated_activation_vjp
+from bitfabric.models.kernels.norm import rms_norm_vjp
+from bitfabric.schedules import schedule
+from bitfabric.targets import Target
+from bitfabric.targets.cpu import AVX512_VNNI
+
+from .kernel_harness import every_target, prim_func, run
+
+F32, I32 = "float32", "int32"
+ROWS = [(1, 37), (3, 64), (130, 768)]
+
+
+def _normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def _close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 2e-6) -> None:
+    assert np.abs(actual - expected).max() <= tolerance * (1.0 + np.abs(expected).max())
+
+
+@every_target
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("size", ROWS)
+def test_rms_norm(target: Target, size: tuple[int, int], symbolic: bool) -> None:
+    rows = tirx.Var("n", "int64") if symbolic else size[0]
+    types = [((rows, size[1]), F32), ((size[1],), F32)]
+    function = prim_func("rms_norm", partial(_rms, epsilon=1e-5), types)
+    x, weight = _normal(0, *size), _normal(1, size[1])
+    (y,) = run(function, target, [x, weight], [size])
+    x = x.astype("float64")
+    _close(y, x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5) * weight)
+
+
+def _rms(bb: relax.BlockBuilder, x: relax.Var, weight: relax.Var, epsilon: float) -> relax.Var:
+    return rms_norm(bb, x, weight, epsilon)
+
+
+@every_target
+@pytest.mark.parametrize("size", ROWS)
+def test_rms_norm_vjp(target: Target, size: tuple[int, int]) -> None:
+    types = [(size, F32), (size, F32), ((size[1],), F32)]
+    function = prim_func("rms_norm_vjp", lambda bb, *v: rms_norm_vjp(bb, *v, 1e-5), types)
+    inputs = [_normal(0, *size), _normal(1, *size), _normal(2, size[1])]
+    (dx,) = run(function, target, inputs, [size])
+    dy, x, weight = (a.astype("float64") for a in inputs)
+    r = 1.0 / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5)
+    _close(dx, r * (weight * dy - x * r * r * (weight * dy * x).mean(1, keepdims=True)))
+
+
+@every_target
+@pytest.mark.parametrize("kind", ["silu", "relu2"])
+@pytest.mark.parametrize("size", ROWS)
+def test_gate_and_its_adjoint(target: Target, kind: str, size: tuple[int, int]) -> None:
+    rows, half = size
+    gate_up, dy = 4 * _normal(0, rows, 2 * half), _normal(1, *size)
+    n = tirx.Var("n", "int64")
+    forward = prim_func(
+        "gated_activation", lambda bb, g: gated_activation(bb, g, kind), [((n, 2 * half), F32)]
+    )
+    backward = prim_func(
+        "gated_activation_vjp",
+        lambda bb, d, g: gated_activation_vjp(bb, d, g, kind),
+        [(size, F32), ((rows, 2 * half), F32)],
+    )
+    (y,) = run(forward, target, [gate_up], [size])
+    (adjoint,) = run(backward, target, [dy, gate_up], [(rows, 2 * half)])
+    gate, up = gate_up[:, :half].astype("float64"), gate_up[:, half:].astype("float64")
+    sigmoid = 1.0 / (1.0 + np.exp(-gate))
+    if kind == "silu":
+        value, slope = gate * sigmoid, sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    else:
+        value, slope = np.maximum(gate, 0.0) ** 2, 2.0 * np.maximum(gate, 0.0)
+    _close(y, value * up)
+    _close(adjoint, np.concatenate([dy * slope * up, dy * value], axis=1))
+
+
+@every_target
+def test_gate_of_extreme_inputs_is_finite(target: Target) -> None:
+    function = prim_func(
+        "gated_activation", lambda bb, g: gated_activation(bb, g, "silu"), [((1, 32), F32)]
+    )
+    gate_up = np.ones((1, 32), "float32")
+    gate_up[0, :16] = np.repeat([-1e4, -90.0, 90.0, 1e4], 4)
+    (y,) = run(function, target, [gate_up], [(1, 16)])
+    np.testing.assert_allclose(y[0], np.maximum(gate_up[0, :16], 0.0), atol=1e-3)
+
+
+@every_target
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_embed(target: Target, dtype: str) -> None:
+    vocabulary, width, tokens = 50, 83, np.array([3, 49, 0, 3, 7], "int32")
+    n = tirx.Var("n", "int64")
+    types = [((n,), I32), ((vocabulary, width), dtype)]
+    if dtype == "int8":
+        table = np.random.default_rng(0).integers(-128, 128, (vocabulary, width)).astype("int8")
+        scale = np.abs(_normal(1, vocabulary))
+        inputs = [tokens, table, scale]
+        expected = table[tokens].astype("float32") * scale[tokens, None]
+        types.append(((vocabulary,), F32))
+    else:
+        table = _normal(0, vocabulary, width).astype("float16")
+        inputs, expected = [tokens, table], table[tokens].astype("float32")
+    function = prim_func(
+        "embed", lambda bb, t, table, scale=None: embed(bb, t, table, scale), types
+    )
+    (x,) = run(function, target, inputs, [(len(tokens), width)])
+    np.testing.assert_array_equal(x, expected)
+
+
+@every_target
+@pytest.mark.parametrize("size", [(5, 37), (130, 768)])
+def test_dropout_draws_the_mask_of_the_plain_kernel(target: Target, size: tuple[int, int]) -> None:
+    function = prim_func(
+        "dropout", lambda bb, x, s: dropout(bb, x, s, 3, 0.25), [(size, F32), ((1,), I32)]
+    )
+    inputs = [_normal(0, *size), np.array([-12345], "int32")]
+    (y,) = run(function, target, inputs, [size])
+    (plain,) = run(function, target, inputs, [size], plain=True)
+    np.testing.assert_array_equal(y, plain)
+    assert 0.6 < (y != 0).mean() < 0.9
+
+
+@every_target
+@pytest.mark.parametrize("shape", [(100,), (8192 * 9 + 5,), (3, 7, 11)])
+def test_accumulate_changes_the_first_argument(target: Target, shape: tuple[int, ...]) -> None:
+    function = prim_func("accumulate", accumulate, [(shape, F32)] * 2)
+    total, term = _normal(0, *shape), _normal(1, *shape)
+    after, untouched = run(function, target, [total, term])
+    np.testing.assert_array_equal(after, total + term)
+    np.testing.assert_array_equal(untouched, term)
+
+
+@every_target
+@pytest.mark.parametrize("size", [1, 100, 8192 * 9 + 21])
+def test_sum_squares(target: Target, size: int) -> None:
+    function = prim_func("sum_squares", sum_squares, [((size,), F32)])
+    gradient = _normal(0, size)
+    (total,) = run(function, target, [gradient], [(1,)])
+    np.testing.assert_allclose(total[0], (gradient.astype("float64") ** 2).sum(), rtol=3e-6)
+
+
+@every_target
+@pytest.mark.parametrize("size", [37, 8192 * 9 + 21])
+def test_adamw_updates_all_four_buffers(target: Target, size: int) -> None:
+    function = prim_func("adamw", adamw, [((size,), F32)] * 4 + [((8,), F32)])
+    p, m, v, g = _normal(0, size), _normal(1, size), _normal(2, size) ** 2, _normal(3, size)
+    hyper = np.array([1e-2, 0.9, 0.99, 1e-8, 0.1, 0.5, 1 - 0.9**3, 1 - 0.99**3], "float32")
+    actual = run(function, target, [p, m, v, g, hyper])
+    p, m, v, g, h = (a.astype("float64") for a in (p, m, v, g, hyper))
+    m = h[1] * m + (1 - h[1]) * h[5] * g
+    v = h[2] * v + (1 - h[2]) * (h[5] * g) ** 2
+    p = p - h[0] * h[4] * p - h[0] * (m / h[6]) / (np.sqrt(v / h[7]) + h[3])
+    for result, expected in zip(actual, (p, m, v, np.zeros(size)), strict=False):
+        _close(result, expected)
+
+
+def test_each_kernel_has_a_rule_of_its_own() -> None:
+    types = [((4, 32), F32), ((32,), F32)]
+    name, _ = schedule(prim_func("rms_norm", partial(_rms, epsilon=1e-5), types), AVX512_VNNI)
+    assert name.endswith("cpu.norm")
