@@ -43,14 +43,14 @@ def run_fabric(
         Where the command failed (it has told why) or was interrupted.
     """
     console = output.console
-    console.print(f"   $ fabric {_shown(shown)}", style="dim", markup=False, soft_wrap=True)
-    console.file.flush()
+    console.print(f"$ fabric {_shown(shown)}", style="dim", markup=False, soft_wrap=True)
+    output.stream.flush()
     command = [sys.executable, "-m", "bitfabric.cli", *arguments, "--json"]
     if output.debug:
         command.append("--debug")
     # The words of a --json command are on its standard error: they go where ours go.
     process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=console.file.fileno(), text=True
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=output.stream.fileno(), text=True
     )
     try:
         stdout, _ = process.communicate()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -46,19 +46,28 @@ class Output:
     debug: bool = False
     _printed: bool = field(default=False, repr=False)
 
+    @property
+    def stream(self) -> TextIO:
+        """Where words go."""
+        return sys.stderr if self.json else sys.stdout
+
     @cached_property
     def console(self) -> Console:
-        """The console that people read; rich is imported here, when something is first said."""
+        """The same for rich, which is imported here, when something is first said."""
         from rich.console import Console
 
-        # soft_wrap is left to each print; a pipe gets room instead of a terminal's 80 columns.
-        stream = sys.stderr if self.json else sys.stdout
-        width = None if stream.isatty() else 120
-        return Console(file=stream, width=width, highlight=False, emoji=False)
+        # A pipe gets more room than the 80 columns that rich assumes where there is no terminal.
+        width = None if self.stream.isatty() else 120
+        return Console(file=self.stream, width=width, highlight=False, emoji=False)
 
     def say(self, text: str = "") -> None:
         """Print one paragraph; `text` may hold rich's markup such as [bold]."""
         self.console.print(text, soft_wrap=True)
+
+    def hint(self, text: str) -> None:
+        """Say what to try next, to a person; a script that asked for --json knows."""
+        if not self.json:
+            self.say(text)
 
     def aside(self, text: str) -> None:
         """Print a remark to standard error, which is no part of what was asked for."""

@@ -55,13 +55,15 @@ def compile_command(
     weights and a published shape (125M, 350M, 1B, 2.7B, 3.8B, 7B, 13B), or the folder of a
     downloaded Hugging Face BitNet. The bundle can be moved to any machine of the target's kind.
     """
-    from ..compiler import compile_model
     from ..models import open_model
     from ..targets import get_target
 
-    options = replace(read_options(values), debug_dump=debug_dump)
     chosen = get_target(target)
     checkpoint = open_model(seeded(model, seed))
+    # The compiler takes a second or two to import: what was mistyped is told before that.
+    options = replace(read_options(values), debug_dump=debug_dump)
+    from ..compiler import compile_model
+
     folder = folder or Path(f"{checkpoint.name.replace(':', '-')}.fabric")
 
     start = time.monotonic()
@@ -76,7 +78,7 @@ def compile_command(
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20
 
     output.say(f"[green]Done[/] in {seconds:.1f} s: [bold]{bundle}[/], {size:.1f} MiB.")
-    output.say(f"Next: fabric run {bundle}/module.so --train data.jsonl --adapter adapter/")
+    output.hint(f"Next: fabric run {bundle}/module.so --train data.jsonl --adapter adapter/")
     output.result(
         {
             "bundle": bundle,

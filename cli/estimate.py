@@ -30,17 +30,19 @@ def estimate_command(
     MODEL is what `fabric compile` takes. Nothing is compiled and no weight is read, so a model
     that is far too large for this computer can be asked about.
     """
-    from ..compiler import estimate
     from ..models import open_model
     from ..targets import get_target
 
-    options = read_options(values)
+    chosen = get_target(target)
     checkpoint = open_model(seeded(model, seed))
-    found = estimate(checkpoint.config, get_target(target), options, train=not inference)
+    options = read_options(values)
+    from ..compiler import estimate
+
+    found = estimate(checkpoint.config, chosen, options, train=not inference)
 
     what = "writing text" if inference else f"training, rows of {options.context} tokens"
     output.say(
-        f"[bold]{checkpoint.name}[/] on [bold]{target}[/], {what}: "
+        f"[bold]{checkpoint.name}[/] on [bold]{chosen.name}[/], {what}: "
         f"{found.parameters / 1e6:,.1f} M parameters"
     )
     table = output.table("", "MiB", numbers=(1,))

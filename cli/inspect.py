@@ -20,7 +20,7 @@ MIB = 2**20
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 def inspect_command(output: Output, bundle: Path, seed: int | None) -> None:
-    """Check BUNDLE and show its model, target, kernels, memory plan and files.
+    """Show what BUNDLE holds: model, target, kernels, memory plan, files.
 
     BUNDLE is a folder that `fabric compile` has written, or the module.so in it. Every file is
     compared with its hash first; a bundle that was altered or cut short is refused.

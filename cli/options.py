@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,6 +90,8 @@ def read_options(values: dict[str, Any]) -> CompileOptions:
     click.BadParameter
         For a module that no BitNet layer has.
     """
+    # Whatever the environment says, these commands need all of TVM.
+    os.environ["TVM_USE_RUNTIME_LIB"] = "0"
     from ..compiler import CompileOptions, LoraOptions
 
     rank = values.pop("lora_rank")

@@ -15,7 +15,7 @@ import click
 
 from ..targets import FabricError
 from .child import run_fabric
-from .common import Output, command, option
+from .common import EXIT_INTERRUPTED, CommandEnded, Output, command, option
 
 MARKER = "quickstart.json"
 MADE_BY = "fabric quickstart"
@@ -155,18 +155,19 @@ class Story:
     def compile(self) -> dict[str, Any] | None:
         """Compile nano, unless an interrupted quickstart has done so; give the result, if any."""
         if (self.folder / BUNDLE / "manifest.json").is_file():
-            self.output.say(f"   {BUNDLE} is there already, from the quickstart that was stopped.")
+            self.output.say(f"{BUNDLE} is there already, from the quickstart that was stopped.")
             return None
         return self.fabric("compile", "nano", "--target", "cpu", "-o", BUNDLE)
 
     def fabric(self, *arguments: str) -> dict[str, Any]:
         """Run one fabric command in the folder, showing it first; give its JSON result."""
-        return run_fabric(
-            self.output,
-            (*arguments, "--seed", str(self.seed)),
-            folder=self.folder,
-            shown=arguments,
-        )
+        line = (*arguments, "--seed", str(self.seed))
+        try:
+            return run_fabric(self.output, line, folder=self.folder, shown=arguments)
+        except CommandEnded as ended:
+            if ended.code == EXIT_INTERRUPTED:
+                self.output.aside("Run fabric quickstart again: it goes on from here.")
+            raise
 
     def curve(self) -> Path | None:
         """Find the picture of the loss curve beside the adapter."""

@@ -36,7 +36,7 @@ def train(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]
         TrainingEngine,
         config,
         resume=values["resume"],
-        reporter=open_reporter(output.console.file),
+        reporter=open_reporter(output.stream),
     )
     _report(output, bundle, result)
     return result.to_json()
@@ -70,7 +70,7 @@ def _report(output: Output, bundle: Path, result: TrainingResult) -> None:
             f"[bold]{result.eval_loss:.3f}[/] after (best at step {result.best_step}{early})."
         )
     output.say(f"Adapter: [bold]{result.adapter}[/], with loss.svg and metrics.jsonl beside it.")
-    output.say(f'Try it: fabric run {bundle} --prompt "..." --adapter {result.adapter}')
+    output.hint(f'Try it: fabric run {bundle} --prompt "..." --adapter {result.adapter}')
 
 
 def evaluate(output: Output, bundle: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _options(seed: int | None, values: dict[str, Any]) -> GenerationOptions:
 
 def _stream(output: Output, generation: Generation) -> None:
     """Print a text as it is written."""
-    file = output.console.file
+    file = output.stream
     try:
         for piece in generation:
             file.write(piece)

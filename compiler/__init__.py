@@ -2,6 +2,7 @@
 
 from ..models.lora import LoraOptions
 from .compile import compile_model
+from .estimate import Estimate, estimate
 from .options import CompileOptions
 
-__all__ = ["CompileOptions", "LoraOptions", "compile_model"]
+__all__ = ["CompileOptions", "Estimate", "LoraOptions", "compile_model", "estimate"]

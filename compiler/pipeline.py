@@ -63,6 +63,8 @@ def fuse(module: tvm.IRModule) -> tvm.IRModule:
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(list(ENTRIES)),
+        # Reads the tensor programs, so it must come before a rule rewrites them.
+        relax.transform.RewriteDataflowReshape(),
     ]
     return tvm.transform.Sequential(passes)(module)
 
@@ -90,7 +92,6 @@ def apply_schedules(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule,
 def lower(module: tvm.IRModule) -> tvm.IRModule:
     """Plan memory and lower the Relax functions to what the virtual machine executes."""
     passes = [
-        relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

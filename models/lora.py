@@ -52,7 +52,9 @@ class LoraOptions:
         unknown = [name for name in self.modules if name not in MODULES]
         if unknown or not self.modules:
             raise FabricError(
-                f"LoRA can't be attached to {unknown[0]!r}." if unknown else "No LoRA module named.",
+                f"LoRA can't be attached to {unknown[0]!r}."
+                if unknown
+                else "No module was named for LoRA.",
                 f"Name one or more of: {', '.join(MODULES)}.",
             )
         if not 1 <= self.rank <= 1024:

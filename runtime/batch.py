@@ -31,11 +31,6 @@ class Batch:
     labels: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int32]
 
-    @property
-    def labelled(self) -> int:
-        """Number of positions with a loss."""
-        return int(np.count_nonzero(self.labels != IGNORE))
-
     @classmethod
     def empty(cls, rows: int, context: int) -> Batch:
         """Make a batch of padding alone."""

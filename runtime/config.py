@@ -152,8 +152,9 @@ class TrainingConfig:
         return max(1, min(limits))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the settings as JSON can hold them."""
-        return asdict(self)
+        """Give the settings as JSON can hold them, paths such that they hold in any folder."""
+        paths = {name: value for name in _PATHS if (value := getattr(self, name))}
+        return {**asdict(self), **{name: str(Path(path).resolve()) for name, path in paths.items()}}
 
 
 def make_config(
@@ -183,7 +184,9 @@ def make_config(
     ConfigError
         Where a setting is unknown or of the wrong type.
     """
-    values = dict(saved or {})
+    names = {field.name for field in fields(TrainingConfig)}
+    # A setting that only another version knows cannot be what this run depends on.
+    values = {name: value for name, value in (saved or {}).items() if name in names}
     values.update(read_config_file(file) if file else {})
     values.update({name: value for name, value in flags.items() if value is not None})
     return replace(TrainingConfig(), **_check(values, "the command line"))

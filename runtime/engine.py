@@ -9,7 +9,7 @@ import numpy as np
 
 from .batch import Batch
 from .bundle import Bundle
-from .device import Tensor, aligned, open_machine, tensor
+from .device import Machine, Tensor, aligned, tensor, to_numpy
 
 Tensors = dict[str, np.ndarray]
 
@@ -22,6 +22,11 @@ def layer_tensors(bundle: Bundle) -> list[list[Tensor]]:
 def end_tensors(bundle: Bundle) -> list[Tensor]:
     """Return embedding, final norm and head, in the order of the compiled functions."""
     return [tensor(array) for array in bundle.ends.values()]
+
+
+def _sum(values: Tensor) -> float:
+    """Return the sum of a float32 tensor, in float64."""
+    return float(to_numpy(values).sum(dtype=np.float64))
 
 
 class AdapterBuffers:
@@ -83,7 +88,7 @@ class TrainingEngine:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.context, self.micro_batch = bundle, bundle.context, bundle.micro_batch
         self._buffers = AdapterBuffers(bundle)
-        self._machine = open_machine(bundle)
+        self._machine = Machine(bundle)
         self._adapter, self._gradient = self._buffers.new(), self._buffers.new()
         self._moments = (self._buffers.new(), self._buffers.new())
         self._inputs = {
@@ -111,13 +116,10 @@ class TrainingEngine:
         flat = self._buffers.flat
         gradients = flat(self._gradient)
         update = [flat(self._adapter), *map(flat, self._moments), gradients, tensor(self._hyper)]
-        for name, arguments in (
-            ("train_step", train),
-            ("evaluate_step", evaluate),
-            ("gradient_squares", [gradients]),
-            ("update", update),
-        ):
-            self._machine.save_function(name, f"bound_{name}", *arguments)
+        self._train_step = self._machine.bind("train_step", train)
+        self._evaluate_step = self._machine.bind("evaluate_step", evaluate)
+        self._gradient_squares = self._machine.bind("gradient_squares", [gradients])
+        self._update = self._machine.bind("update", update)
 
     def initialize_adapter(self, seed: int) -> None:
         """Start as PEFT does: A Kaiming-uniform with a = sqrt(5), B zero; moments zero."""
@@ -155,13 +157,12 @@ class TrainingEngine:
         """
         self._load(batch, seed)
         self._inverse[0] = inverse_count
-        result = self._machine["bound_train_step"]()
-        return float(result[0].numpy().astype(np.float64).sum())
+        return _sum(self._train_step()[0])
 
     def evaluate(self, batch: Batch) -> float:
         """Return the sum of the losses of the labelled tokens, in nats, without dropout."""
         self._load(batch)
-        return float(self._machine["bound_evaluate_step"]().numpy().astype(np.float64).sum())
+        return _sum(self._evaluate_step())
 
     def update(
         self,
@@ -190,12 +191,11 @@ class TrainingEngine:
         float
             Global norm of the gradient before clipping.
         """
-        squares = [float(s.numpy()[0]) for s in self._machine["bound_gradient_squares"]()]
-        norm = math.sqrt(math.fsum(squares))
+        norm = math.sqrt(math.fsum(_sum(squares) for squares in self._gradient_squares()))
         clip = clip_norm / norm if 0.0 < clip_norm < norm else 1.0
         corrections = 1.0 - beta1**step, 1.0 - beta2**step
         self._hyper[:] = (learning_rate, beta1, beta2, epsilon, weight_decay, clip, *corrections)
-        self._machine["bound_update"]()
+        self._update()
         return norm
 
     def state(self) -> Tensors:

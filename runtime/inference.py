@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from tvm_ffi import Shape
-
 from ..targets import FabricError
 from .bundle import Bundle
-from .device import Tensor, aligned, open_machine, tensor
+from .device import Machine, Tensor, aligned, tensor, to_numpy
 from .engine import Tensors, end_tensors, layer_tensors
+from .ffi import tvm_ffi
 
 LANES = 16
 """A cache's capacity is a multiple of it: kernels read whole vectors of positions."""
@@ -44,7 +43,7 @@ class InferenceEngine:
     ) -> None:
         self.bundle, self.batch = bundle, batch
         self.capacity = math.ceil(capacity / LANES) * LANES
-        self._machine = open_machine(bundle)
+        self._machine = Machine(bundle)
         self._positions = np.zeros(batch, np.int32)
         config = bundle.config
         kv, d = config["num_kv_heads"], config["head_dim"]
@@ -56,7 +55,7 @@ class InferenceEngine:
             ]
             for _ in range(config["num_layers"])
         ]
-        rope = self._machine["rope_cache"](Shape((self.capacity,)))
+        rope = self._machine["rope_cache"](tvm_ffi.Shape((self.capacity,)))
         self._model = [
             rope,
             *end_tensors(bundle),
@@ -68,7 +67,7 @@ class InferenceEngine:
             name: aligned((1,), "int32") for name in ("token", "sequence", "position", "select")
         }
         arguments = [tensor(array) for array in self._one.values()]
-        self._machine.save_function("decode", "bound_decode", *arguments, *self._model)
+        self._decode = self._machine.bind("decode", [*arguments, *self._model])
 
     @property
     def position(self) -> int:
@@ -110,9 +109,9 @@ class InferenceEngine:
         """Append one token to sequence 0 and return the ``(V,)`` float32 logits after it."""
         self._room(0, 1)
         self._one["token"][0], self._one["position"][0] = token, self._positions[0]
-        logits = self._machine["bound_decode"]()
+        logits = to_numpy(self._decode())[0]
         self._positions[0] += 1
-        return logits.numpy()[0]
+        return logits
 
     def decode_batch(self, tokens: Sequence[int]) -> np.ndarray:
         """Append one token to every sequence and return ``(batch, V)`` float32 logits."""
@@ -135,7 +134,7 @@ class InferenceEngine:
             array = aligned((len(values),), "int32")
             array[:] = values
             arrays.append(tensor(array))
-        return self._machine["prefill"](*arrays, *self._model).numpy()
+        return to_numpy(self._machine["prefill"](*arrays, *self._model))
 
 
 def stacked_adapters(

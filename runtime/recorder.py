@@ -53,7 +53,7 @@ class Recorder:
         """
         self._metrics.open_after(progress.step, evaluated=progress.evaluated_step)
         if self._log_dir:
-            self._events = EventFile(Path(self._log_dir), progress.step + 1 if resumed else None)
+            self._events = EventFile(Path(self._log_dir), progress.step + 1 if resumed else 0)
         self.reporter.begin(progress.step, total)
 
     def step(self, metrics: StepMetrics) -> None:

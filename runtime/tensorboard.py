@@ -40,9 +40,9 @@ class EventFile:
     ----------
     folder : Path
         The log folder, made where it is missing.
-    purge_from : int or None
+    purge_from : int
         Step from which TensorBoard forgets what earlier files of this folder say: a resumed run
-        computes those steps again.
+        computes those steps again, a new one all of them.
 
     Raises
     ------
@@ -50,7 +50,7 @@ class EventFile:
         Where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, purge_from: int | None = None) -> None:
+    def __init__(self, folder: Path, purge_from: int = 0) -> None:
         now = time.time()
         name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
@@ -60,9 +60,8 @@ class EventFile:
         except OSError as error:
             raise write_error(folder, error) from error
         self._event(_field(3, _BYTES, b"brain.Event:2"))
-        if purge_from is not None:
-            started = _field(1, _VARINT, 1)
-            self._event(_field(2, _VARINT, purge_from) + _field(7, _BYTES, started))
+        started = _field(1, _VARINT, 1)
+        self._event(_field(2, _VARINT, purge_from) + _field(7, _BYTES, started))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write the scalars of one step, each under its tag.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .checkpoint import (
     find_checkpoint,
     set_aside,
 )
-from .config import TrainingConfig
+from .config import TrainingConfig, make_config
 from .files import only_writer
 from .interrupt import TrainingInterrupted
 from .memory import peak_memory_mib
@@ -76,6 +76,37 @@ class TrainingResult:
         }
 
 
+def configure(
+    flags: Mapping[str, Any], file: Path | None = None, *, resume: bool = False
+) -> TrainingConfig:
+    """Put a training's settings together; what a resumed run does not say stays as it was.
+
+    Parameters
+    ----------
+    flags : mapping
+        Settings given on the command line; None where one was not given.
+    file : Path or None
+        A TOML file of settings.
+    resume : bool
+        Whether the checkpoint in the adapter's folder, if there is one, gives the rest.
+
+    Returns
+    -------
+    TrainingConfig
+
+    Raises
+    ------
+    ConfigError, FileError, ResumeError
+        Where a setting, the file or the checkpoint cannot be read.
+    """
+    config = make_config(flags, file)
+    checkpoint = find_checkpoint(Path(config.adapter)) if resume else None
+    if checkpoint is None:
+        return config
+    # The folder is where it is now, wherever it was when the checkpoint was written.
+    return make_config(flags, file, {**checkpoint.config, "adapter": config.adapter})
+
+
 def train(
     bundle: BundleT,
     open_engine: Callable[[BundleT], Trains],
@@ -93,7 +124,7 @@ def train(
         Makes the training engine; called after the data has been read, so that a fault in the
         data is told at once and reading it does not add to the engine's memory.
     config : TrainingConfig
-        From `make_config`, which fills in the checkpoint's settings when resuming.
+        From `configure`.
     resume : bool
         Whether to go on from the checkpoint in the adapter's folder, if there is one.
     reporter : Reporter or None

@@ -68,6 +68,6 @@ def host_cpu() -> Target:
     if platform.machine().lower() in ("aarch64", "arm64"):
         return NEON_DOT
     flags = cpu_flags()
-    if _CASCADE_LAKE <= flags:
+    if flags >= _CASCADE_LAKE:
         return AVX512_VNNI
     return AVX2 if {"avx2", "fma"} <= flags else X86_64

@@ -10,7 +10,29 @@ import unicodedata
 _PLAIN = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": " - ", "…": "...", "\xa0": " "}
 )
-_STOP_WORDS = frozenset("the of and to a in is that for it with as be on by are this or not".split())
+_STOP_WORDS = frozenset(
+    {
+        "the",
+        "of",
+        "and",
+        "to",
+        "a",
+        "in",
+        "is",
+        "that",
+        "for",
+        "it",
+        "with",
+        "as",
+        "be",
+        "on",
+        "by",
+        "are",
+        "this",
+        "or",
+        "not",
+    }
+)
 # People's addresses have no place in a model.
 _ADDRESS = re.compile(r"\S+@\S+\.\w+|<[^>]*@[^>]*>|https?://")
 _SHORTEST_PARAGRAPH = 40
@@ -39,6 +61,11 @@ def is_english(text: str) -> bool:
     """At least one word in eight is one of English's most frequent ones."""
     words = text.lower().split()
     return sum(word in _STOP_WORDS for word in words) >= 0.12 * len(words)
+
+
+def fingerprint(text: str) -> str:
+    """SHA-256 of the normalised text in lower case, as hexadecimal digits."""
+    return hashlib.sha256(normalise(text).lower().encode()).hexdigest()
 
 
 class Cleaner:

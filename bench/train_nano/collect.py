@@ -15,7 +15,7 @@ import lzma
 import subprocess
 from pathlib import Path
 
-from clean import Cleaner, normalise
+from clean import Cleaner, fingerprint, normalise
 from readers import READERS
 from sources import SOURCES, Source
 
@@ -83,11 +83,6 @@ def assert_no_validation(texts: list[str]) -> None:
                 raise SystemExit(f"a validation record's {field} is in the corpus: {wanted}")
 
 
-def fingerprint(text: str) -> str:
-    """SHA-256 of the normalised text in lower case, as hexadecimal digits."""
-    return hashlib.sha256(normalise(text).lower().encode()).hexdigest()
-
-
 def main() -> None:
     """Write the corpus and its manifest."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -100,7 +95,9 @@ def main() -> None:
         folder, version = unpack(source, work)
         documents = collect_source(source, folder, cleaner)
         size = sum(len(text.encode()) for text in documents)
-        print(f"{source.package:28} {version:28} {len(documents):7} {size / 1e6:8.2f} MB", flush=True)
+        print(
+            f"{source.package:24} {version:24} {len(documents):6} {size / 1e6:7.2f} MB", flush=True
+        )
         if not documents:
             raise SystemExit(f"{source.package}: no document found; check its patterns")
         corpus += [(source.package, text) for text in documents]

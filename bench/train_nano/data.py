@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,7 @@ class Rows:
         Rows of a step.
     """
 
-    def __init__(
-        self, stream: np.ndarray, length: int, batch: int, device: str, seed: int
-    ) -> None:
+    def __init__(self, stream: np.ndarray, length: int, batch: int, device: str, seed: int) -> None:
         self.tokens = torch.from_numpy(stream.astype(np.int32)).to(device)
         starts = torch.nonzero(self.tokens == BOS).flatten()
         ends = torch.cat([starts[1:], torch.tensor([len(stream)], device=device)])
@@ -78,7 +77,7 @@ def windows(stream: np.ndarray, length: int) -> Iterator[tuple[Tensor, Tensor, T
     starts = [*np.flatnonzero(stream == BOS), len(stream)]
     pieces = [
         stream[first : min(first + length + 1, end)].astype(np.int64)
-        for begin, end in zip(starts, starts[1:], strict=False)
+        for begin, end in pairwise(starts)
         for first in range(begin, end - 1, length)
     ]
     for start in range(0, len(pieces), 32):

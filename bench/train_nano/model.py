@@ -86,6 +86,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return float32 of the shape of x, which is normed over its last axis."""
         x = x.float()
         return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
 
@@ -110,6 +111,7 @@ class Attention(nn.Module):
         self.attn_sub_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Return [batch, tokens, hidden] for x of the same shape."""
         batch, length, _ = x.shape
 
         def heads(projection: BitLinear) -> Tensor:
@@ -146,6 +148,7 @@ class MLP(nn.Module):
         self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Return [batch, tokens, hidden] for x of the same shape."""
         gate = self.gate_proj(x, context.dtype).float().relu().square()
         product = gate * self.up_proj(x, context.dtype).float()
         return self.down_proj(self.ffn_sub_norm(product), context.dtype)
@@ -162,6 +165,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Return the residual stream [batch, tokens, hidden] after the layer."""
         x = x + self.self_attn(self.input_layernorm(x), context)
         return x + self.mlp(self.post_attention_layernorm(x), context)
 
@@ -192,6 +196,9 @@ class Context:
 
 class Nano(nn.Module):
     """The language model with its tied head."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()

@@ -21,11 +21,43 @@ Documents = Iterator[list[str]]
 
 # Text of these elements is layout, code or tables, not prose.
 _SKIPPED = frozenset(
-    "script style nav header footer pre table math svg head button select aside".split()
+    {
+        "script",
+        "style",
+        "nav",
+        "header",
+        "footer",
+        "pre",
+        "table",
+        "math",
+        "svg",
+        "head",
+        "button",
+        "select",
+        "aside",
+    }
 )
 _SKIPPED_CLASSES = ("toc", "sphinxsidebar", "related", "headerlink", "nav", "sig", "highlight")
 _BLOCKS = frozenset(
-    "p h1 h2 h3 h4 h5 li dd dt blockquote div section article title item page desc".split()
+    {
+        "p",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "li",
+        "dd",
+        "dt",
+        "blockquote",
+        "div",
+        "section",
+        "article",
+        "title",
+        "item",
+        "page",
+        "desc",
+    }
 )
 
 
@@ -190,7 +222,7 @@ def read_roff(path: Path) -> Documents:
     """Manual pages: text lines, with fonts and special characters taken out."""
     lines = []
     for line in _read(path).splitlines():
-        if line.startswith((".\\\"", "'")):
+        if line.startswith(('.\\"', "'")):
             continue
         macro = re.match(r"\.([A-Za-z]+)\s*(.*)", line)
         if macro and macro[1] in ("B", "I", "BR", "IR", "RB", "RI", "BI", "IB"):

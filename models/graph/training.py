@@ -59,7 +59,8 @@ class _Layer:
         self.rope = relax.Var(
             "rope", relax.TensorType((shape.context, config.head_dim), "float32")
         )
-        self.weights = {spec.name: relax.Var(spec.name, spec.type) for spec in layer_tensors(config)}
+        specs = layer_tensors(config)
+        self.weights = {spec.name: relax.Var(spec.name, spec.type) for spec in specs}
         self.factors = {
             (factor.group, factor.factor): relax.Var(
                 f"{factor.group}_{factor.factor}", relax.TensorType(factor.shape, "float32")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tvm import relax, te, tirx
 
-from ..packing import TILE, bit_offset
+from ..packing import TILE
 from .emit import Parameters, emit, emit_differentiable, register_adjoint
 
 EPSILON = 1e-5

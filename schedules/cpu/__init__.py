@@ -2,10 +2,16 @@
 
 from ..rule import Rule
 from . import (
+    attention,
+    attention_vjp,
     bitlinear,
+    bitlinear_vjp,
+    cached_attention,
     dropout,
     embedding,
     gated,
+    head_loss,
+    logits,
     norm,
     optimizer,
 )
@@ -13,6 +19,10 @@ from .default import default
 
 RULES: list[Rule] = [
     Rule("bitlinear", bitlinear.panels),
+    Rule("bitlinear_vjp", bitlinear_vjp.panels),
+    Rule("logits", logits.by_rows),
+    Rule("head_loss", head_loss.chunks),
+    Rule("head_loss_forward", head_loss.chunks),
     Rule("rms_norm", norm.rms_norm),
     Rule("rms_norm_vjp", norm.rms_norm_vjp),
     Rule("gated_activation", gated.gated_activation),
@@ -22,6 +32,10 @@ RULES: list[Rule] = [
     Rule("accumulate", optimizer.accumulate),
     Rule("sum_squares", optimizer.sum_squares),
     Rule("adamw", optimizer.adamw),
+    Rule("attention", attention.attention),
+    Rule("attention_vjp", attention_vjp.attention_vjp),
+    Rule("append_kv", cached_attention.append_kv),
+    Rule("cached_attention", cached_attention.cached_attention),
     Rule("*", default),
 ]
 """Tried in order; the last takes any kernel."""

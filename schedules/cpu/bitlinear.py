@@ -21,11 +21,11 @@ from .microkernel import (
     Buffer,
     Expr,
     Tile,
-    accumulate,
     bind,
     branch,
     build,
     horizontal,
+    int64,
     load,
     loop,
     row_tiles,
@@ -41,6 +41,9 @@ EPSILON = 1e-5
 """Smallest absmax of a token."""
 FEW = 4
 """Up to this many tokens, unpacking in registers is cheaper than unpacking to memory."""
+
+CHAINS = 8
+"""Accumulators that hide the latency of a product."""
 
 
 def panels(
@@ -120,14 +123,8 @@ class _Lora:
     def __init__(
         self, isa: Isa, parts: list[Segment], scale: float, tokens: Expr, a: Buffer, b: Buffer
     ) -> None:
-        self.isa, self.parts, self.scale, self.tokens, self.a, self.b = (
-            isa,
-            parts,
-            scale,
-            tokens,
-            a,
-            b,
-        )
+        self.isa, self.parts, self.scale = isa, parts, scale
+        self.tokens, self.a, self.b = tokens, a, b
         self.adapters, self.rank, self.columns = shape(a)
         # One more slot, of zeros, serves the projections without an adapter.
         self.plain = any(part.adapter is None for part in parts)
@@ -135,54 +132,44 @@ class _Lora:
 
     def down(self, x: Buffer) -> None:
         """Emit u."""
-        lanes, u = self.isa.lanes, self.u
-        for s in range(self.adapters):
-
-            def put(t: Expr, j: Expr, total: Expr, s: int = s) -> None:
-                store(u, total * tirx.const(self.scale, "float32"), t, s, j)
-
+        lanes, scale = self.isa.lanes, tirx.const(self.scale, "float32")
+        with loop(self.adapters) as s:
             dot_products(
                 self.isa,
                 self.tokens,
                 self.rank,
                 self.columns,
                 lambda t, k: load(x, t, k, lanes=lanes),
-                lambda j, k, s=s: load(self.a, s, j, k, lanes=lanes),
-                put,
+                lambda j, k: load(self.a, s, j, k, lanes=lanes),
+                lambda t, j, total: store(self.u, total * scale, t, s, j),
             )
         if self.plain:
             with loop(self.tokens) as t, loop(self.rank) as j:
-                store(u, tirx.const(0.0, "float32"), t, self.adapters, j)
+                store(self.u, tirx.const(0.0, "float32"), t, self.adapters, j)
 
     def up(self, sums: Tile, token: Expr, rows: list[Expr]) -> None:
         """Emit ``sums[i, v] += sum_j u[token + i, s(v), j] B[j, column(v) ..]``."""
-        zero = tirx.const(0, "int64")
-        slots, columns = [], []
-        for row in rows:
-            slots.append(
-                bind(
-                    by_segment(
-                        self.parts,
-                        row,
-                        lambda p: zero + (self.adapters if p.adapter is None else p.adapter),
-                    )
-                )
-            )
-            columns.append(
-                bind(
-                    by_segment(
-                        self.parts,
-                        row,
-                        lambda p, row=row: zero if p.adapter is None else row + (p.column - p.begin),
-                    )
-                )
-            )
+        slots, columns = zip(*[self._place(row) for row in rows], strict=True)
         with loop(self.rank) as j:
             for v in range(sums.width):
                 factor = bind(load(self.b, j, columns[v], lanes=sums.lanes))
                 for i in range(sums.height):
                     value = splat(self.u[token + i, slots[v], j], sums.lanes)
                     sums[i, v] = sums[i, v] + value * factor
+
+    def _place(self, row: Expr) -> tuple[Expr, Expr]:
+        """Return the adapter's slot in u and the first column of B for a vector of rows."""
+
+        def slot(part: Segment) -> Expr:
+            return int64(self.adapters if part.adapter is None else part.adapter)
+
+        def column(part: Segment) -> Expr:
+            return int64(0) if part.adapter is None else row + (part.column - part.begin)
+
+        return (
+            bind(by_segment(self.parts, row, slot)),
+            bind(by_segment(self.parts, row, column)),
+        )
 
 
 class _Product:
@@ -249,15 +236,18 @@ class _Product:
     def _tile(self, token: Expr, height: int, rows: list[Expr], panel: Buffer | None) -> None:
         """Emit `height` tokens by the rows, from unpacked or from packed codes."""
         lanes, dot, width = self.isa.lanes, self.isa.dot, len(rows)
-        sums = Tile(height, width, lanes, dot.sum_dtype)
-        sums.fill()
-        group = min(dot.steps, 4)
+        # A chain of products is as slow as their latency: short tiles keep several chains.
+        chains = 2 if height * width <= CHAINS else 1
+        group = 4 // chains
+        tiles = [Tile(height, width, lanes, dot.sum_dtype) for _ in range(chains)]
+        for tile in tiles:
+            tile.fill()
         with loop(self.tiles) as k:
             words = [None] * width
             if panel is None:
                 words = [bind(row_words(self.packed, row, k, lanes)) for row in rows]
             for first in range(0, dot.steps, group):
-                steps = range(first, first + group)
+                steps, sums = range(first, first + group), tiles[first // group % chains]
                 for v in range(width):
                     codes = [
                         bind(
@@ -272,7 +262,10 @@ class _Product:
                             self.quantised.words[token + i, k * dot.steps + step] for step in steps
                         ]
                         sums[i, v] = dot.accumulate(sums[i, v], codes, values)
-        self._finish(sums, token, rows)
+        for i, v in tiles[0]:
+            for tile in tiles[1:]:
+                tiles[0][i, v] = tiles[0][i, v] + tile[i, v]
+        self._finish(tiles[0], token, rows)
 
     def _finish(self, sums: Tile, token: Expr, rows: list[Expr]) -> None:
         """Emit the scale, the adapters and the store of a tile."""

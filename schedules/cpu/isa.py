@@ -143,6 +143,7 @@ class MultiplyAddBytes(_ByteDotProduct):
     """
 
     def accumulate(self, total: Expr, codes: Sequence[Expr], words: Sequence[Expr]) -> Expr:
+        """Return `total` plus the products of at most four steps."""
         pairs: Expr = None
         for code, word in zip(codes, words, strict=True):
             product = T.call_llvm_pure_intrin(

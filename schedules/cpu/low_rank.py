@@ -9,6 +9,8 @@ from .microkernel import Expr, Tile, accumulate, branch, horizontal, row_tiles, 
 
 MANY = 16
 """From this many tokens on a thin product is cut among threads by token, below it by row."""
+MANY_ROWS = 1024
+"""From this many rows on it is always cut by row."""
 PARALLEL_WORK = 1 << 18
 """Multiply-adds below which starting the threads costs more than it saves."""
 
@@ -24,7 +26,7 @@ def dot_products(
     right: Vector,
     store: Callable[[Expr, Expr, Expr], None],
 ) -> None:
-    """Emit ``store(t, j, sum_k left[t, k] * right[j, k])`` for all t below `tokens`, j below `rows`.
+    """Emit ``store(t, j, sum_k left[t, k] right[j, k])`` for t below `tokens`, j below `rows`.
 
     Parameters
     ----------
@@ -65,9 +67,15 @@ def dot_products(
     def by_row() -> None:
         row_tiles(rows, width, row_tile, parallel=True, overlap=True)
 
-    work = tokens * rows * depth
-    branch(
-        work < PARALLEL_WORK,
-        lambda: by_token(parallel=False),
-        lambda: branch(tokens >= MANY, by_token, by_row),
-    )
+    def parallel() -> None:
+        # Many rows, as of a vocabulary, are shared by threads so that each is read once.
+        if isinstance(rows, int) and rows >= MANY_ROWS:
+            by_row()
+        else:
+            branch(tokens >= MANY, by_token, by_row)
+
+    if static(tokens) is None:
+        parallel()
+        return
+    small = tokens * rows * depth < PARALLEL_WORK
+    branch(small, lambda: by_token(parallel=False), parallel)

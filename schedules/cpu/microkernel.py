@@ -31,6 +31,7 @@ Loop variables are int64, as the shapes of Relax are. An index may be a Python i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -113,7 +114,8 @@ def lanes_of(value: Expr) -> int:
 def load(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
     """Return `lanes` adjacent elements that start at `index`."""
     last = int64(index[-1])
-    return buffer[(*index[:-1], last if lanes == 1 else T.ramp(last, 1, lanes))]
+    place = (*index[:-1], last if lanes == 1 else T.ramp(last, 1, lanes))
+    return buffer[place]
 
 
 def store(buffer: Buffer, value: Expr, *index: Expr) -> None:
@@ -248,7 +250,9 @@ def row_tiles(
     """
     count = static(rows)
     if count is not None:
-        _even_tiles(count, height, body, parallel)
+        cut = EvenCut.of(count, height)
+        with loop(cut.tiles, parallel) as i:
+            cut.emit(i, body)
         return
     if height == 1:
         _single_rows(0, rows, body, parallel)
@@ -266,21 +270,39 @@ def row_tiles(
     _single_rows(rows // height * height, rows, body, parallel)
 
 
-def _even_tiles(
-    rows: int, height: int, body: Callable[[Expr, int], None], parallel: bool
-) -> None:
-    tiles = -(-rows // height)
-    if tiles == 0:
-        return
-    low, higher = divmod(rows, tiles)
-    with loop(tiles, parallel) as i:
-        if higher == 0:
-            body(i * low, low)
+@dataclass(frozen=True)
+class EvenCut:
+    """A static count of rows cut into `tiles` of two neighbouring heights.
+
+    Attributes
+    ----------
+    tiles : int
+        Number of tiles.
+    low : int
+        Rows of a tile; the first `higher` tiles have one more.
+    higher : int
+        How many tiles have the extra row.
+    """
+
+    tiles: int
+    low: int
+    higher: int
+
+    @classmethod
+    def of(cls, rows: int, height: int) -> EvenCut:
+        """Cut `rows` into as few tiles of at most `height` as there can be."""
+        tiles = -(-rows // height)
+        return cls(tiles, *divmod(rows, max(tiles, 1)))
+
+    def emit(self, i: Expr, body: Callable[[Expr, int], None]) -> None:
+        """Emit ``body(first_row, height)`` of tile i, a branch where there are two heights."""
+        if self.higher == 0:
+            body(i * self.low, self.low)
         else:
             branch(
-                i < higher,
-                lambda: body(i * (low + 1), low + 1),
-                lambda: body(i * low + higher, low),
+                i < self.higher,
+                lambda: body(i * (self.low + 1), self.low + 1),
+                lambda: body(i * self.low + self.higher, self.low),
             )
 
 

@@ -1,7 +1,7 @@
 """Reading packed ternary matrices and the projections stacked in them.
 
-A matrix is ``(N / 16, K / 16, 16)`` int32, one word for 16 columns of a row; column k of a word sits
-at bit ``8 (k % 4) + 2 (k // 4)`` as the code ``W + 1``.
+A matrix is ``(N / 16, K / 16, 16)`` int32, one word for 16 columns of a row; column k of a word
+sits at bit ``8 (k % 4) + 2 (k // 4)`` as the code ``W + 1``.
 """
 
 from __future__ import annotations
@@ -72,12 +72,15 @@ def row_words(packed: Buffer, row: Expr, tile: Expr, lanes: int) -> Expr:
     return load(packed, row // TILE, tile, row % TILE, lanes=lanes)
 
 
-def column_codes(packed: Buffer, row: Expr, column: Expr, first: int, lanes: int) -> Expr:
-    """Return the codes 0, 1, 2 of adjacent columns of one row, as int32 lanes.
+def column_codes(packed: Buffer, row: Expr, column: Expr, lanes: int) -> Expr:
+    """Return the codes 0, 1, 2 of columns ``column .. column + lanes - 1`` of a row, int32 lanes.
 
-    `column` is a multiple of 16 and the columns are ``column + first ..``, all in one packed tile.
+    `column` is a multiple of `lanes`, which divides 16.
     """
     word = splat(packed[row // TILE, column // TILE, row % TILE], lanes)
-    places = range(first, first + lanes)
-    shifts = constants([8 * (k % 4) + 2 * (k // 4) for k in places])
+    shifts = constants([8 * (k % 4) + 2 * (k // 4) for k in range(lanes)])
+    # Inside a word the columns from `first` on sit first / 2 bits above those from 0 on.
+    first = column % TILE
+    if lanes < TILE:
+        word = word >> splat(tirx.Cast("int32", first // 2), lanes)
     return (word >> shifts) & splat(tirx.const(3, "int32"), lanes)

@@ -10,7 +10,6 @@ from dataclasses import fields
 
 import click
 import pytest
-
 from bitfabric.cli import main
 from bitfabric.cli.run_options import TRAINING
 from bitfabric.runtime.config import TrainingConfig

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-
 from bitfabric.runtime.chat import ChatError, ChatTemplate, check_messages
 from bitfabric.runtime.tokenizer import Tokenizer, load_tokenizer
 
@@ -107,8 +106,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     talk = [dict(message) for message in TALK]
     talk[1]["content"] = "hm</think>no"
     template = ChatTemplate(DROPS_REASONING)
-    assert len(template.mark_answers(talk[:2])) == 3
-    with pytest.raises(ChatError, match="message 2.*its place cannot be found"):
+    assert template.mark_answers(talk[:2])[-1] == ("hm</think>no</assistant>\n", True)
+    with pytest.raises(ChatError, match=r"message 2.*its place cannot be found"):
         template.mark_answers(talk)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from bitfabric.runtime.config import ConfigError, TrainingConfig, make_config
 
 
@@ -95,7 +94,7 @@ def test_what_needs_other_settings_says_so() -> None:
 def test_the_context_is_at_most_the_compiled_one() -> None:
     assert make_config({}).row_length(256) == 256
     assert make_config({"context": 64}).row_length(256) == 64
-    with pytest.raises(ConfigError, match="512 tokens.*for 256") as caught:
+    with pytest.raises(ConfigError, match=r"512 tokens.*for 256") as caught:
         make_config({"context": 512}).row_length(256)
     assert "--context 512" in caught.value.remedy
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-
 from bitfabric.runtime.schedule import SCHEDULERS, learning_rate_at, warmup_steps
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
-
 from bitfabric.runtime.files import FileError
 from bitfabric.runtime.tensorfile import read_metadata, read_tensors, write_tensors
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

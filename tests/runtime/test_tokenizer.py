@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-
 from bitfabric.runtime.codec import ByteCodec, Codec, ModelCodec, TokenizerError
 from bitfabric.runtime.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def prim_func(
     return function
 
 
+@lru_cache(maxsize=64)
 def compiled(function: tirx.PrimFunc, target: Target, plain: bool = False) -> Callable[..., None]:
     """Return a kernel compiled by the target's rule, or `plain` as it is, over runtime tensors."""
     if not plain:
@@ -82,4 +84,5 @@ def compiles_for_arm(function: tirx.PrimFunc) -> bool:
     """Tell whether the kernel of a rule becomes AArch64 code."""
     _, scheduled = schedule(function, NEON_DOT)
     module = tvm.IRModule({"main": scheduled.with_attr("global_symbol", "main")})
-    return "fmul" in tvm.compile(module, target=tvm.target.Target(NEON_DOT.options)).mod.inspect_source("asm")
+    executable = tvm.compile(module, target=tvm.target.Target(NEON_DOT.options))
+    return "fmul" in executable.mod.inspect_source("asm")

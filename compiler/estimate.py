@@ -1,0 +1,174 @@
+"""Memory and time of a model on a target, predicted before any code is generated.
+
+Memory is the real plan: the module is lowered for one layer of the model's own shape, and what its
+functions allocate is read off; what grows with depth is counted. Time is work over rate: the
+operations of each kind of kernel, at the fraction of the machine's calibrated speed that the kind
+reaches (`bench/estimate.py` measures both and prints how far the prediction is off).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..models.config import ModelConfig
+from ..models.graph import HeadFormat, TensorSpec, head_tensors, layer_tensors
+from ..models.lora import adapter_layout
+from ..targets import Target
+from .calibration import Calibration, calibrate
+from .memory import function_workspaces
+from .options import CompileOptions
+from .pipeline import apply_schedules, build_graph, fuse, lower
+
+MIB = 1 << 20
+PROCESS_MIB = {True: 58.0, False: 52.0}
+"""Python, TVM's runtime, the tokenizer and the loop, in training and in inference."""
+SCRATCH_MIB = 4.0
+"""What the kernels allocate inside: quantised inputs, panels, one chunk of logits."""
+EFFICIENCY = {
+    "ternary forward": 1.6,
+    "straight-through": 0.8,
+    "head": 0.6,
+    "lora": 0.3,
+    "attention": 0.2,
+}
+"""Operations a second of a kind of kernel, in units of the calibrated float32 matrix product."""
+STREAMS = 12
+"""Passes over ``(T, H)`` float32 arrays of the elementwise kernels of a layer and step."""
+CALL_SECONDS = 6e-6
+"""Cost of a kernel call: the virtual machine and the start of the threads."""
+KERNELS_A_LAYER = {True: 34, False: 11}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A prediction.
+
+    Attributes
+    ----------
+    peak_memory_mib : float
+        Largest resident size of the process, with the mapped weight files, MiB.
+    step_seconds : float
+        One micro-batch of training, or one token of inference.
+    parameters : int
+        Parameters of the model.
+    rows : list of (str, float)
+        The parts of the memory, MiB.
+    """
+
+    peak_memory_mib: float
+    step_seconds: float
+    parameters: int
+    rows: list[tuple[str, float]]
+
+
+def estimate(
+    config: ModelConfig,
+    target: Target,
+    options: CompileOptions,
+    train: bool = True,
+    calibration: Calibration | None = None,
+) -> Estimate:
+    """Predict peak memory and time.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        The model.
+    target : Target
+        Where it would run; the time is this machine's, so it holds for targets of its own kind.
+    options : CompileOptions
+        Sizes and formats.
+    train : bool
+        A training step, or writing one token of a text of `options.context` tokens.
+    calibration : Calibration, optional
+        The machine's speed; measured where it is not given.
+
+    Returns
+    -------
+    Estimate
+        The prediction.
+    """
+    rows = _training_rows(config, target, options) if train else _inference_rows(config, options)
+    rows = [("Python and TVM's runtime", PROCESS_MIB[train]), *rows]
+    speed = calibration or calibrate()
+    seconds = _training_seconds if train else _token_seconds
+    return Estimate(
+        peak_memory_mib=sum(mib for _, mib in rows),
+        step_seconds=seconds(config, options, speed),
+        parameters=config.parameters,
+        rows=rows,
+    )
+
+
+def _bytes(specs: list[TensorSpec]) -> int:
+    sizes = {"int8": 1, "float16": 2, "float32": 4, "int32": 4}
+    total = 0
+    for spec in specs:
+        size = sizes[spec.dtype]
+        for extent in spec.shape:
+            size *= extent
+        total += size
+    return total
+
+
+def _weight_rows(config: ModelConfig, options: CompileOptions) -> list[tuple[str, float]]:
+    layers = config.num_layers * _bytes(layer_tensors(config))
+    ends = _bytes(head_tensors(config, HeadFormat(options.head)))
+    return [("ternary weights", layers / MIB), ("embedding and head", ends / MIB)]
+
+
+def _training_rows(
+    config: ModelConfig, target: Target, options: CompileOptions
+) -> list[tuple[str, float]]:
+    module, _ = apply_schedules(fuse(build_graph(replace(config, num_layers=1), options)), target)
+    plan = function_workspaces(lower(module))
+    tokens = options.context * options.micro_batch
+    adapter = config.num_layers * adapter_layout(config, options.lora).size * 4
+    states = (config.num_layers + 1) * tokens * config.hidden_size * 4
+    largest = max(plan["layer_vjp"] + plan["layer_forward"], plan["head_loss_vjp"])
+    return [
+        *_weight_rows(config, options),
+        ("adapter, gradients, moments", 4 * adapter / MIB),
+        ("layer inputs", states / MIB),
+        ("workspace", largest / MIB + SCRATCH_MIB),
+    ]
+
+
+def _inference_rows(config: ModelConfig, options: CompileOptions) -> list[tuple[str, float]]:
+    width = config.num_kv_heads * config.head_dim
+    cache = 2 * config.num_layers * options.context * width * 4
+    adapter = config.num_layers * adapter_layout(config, options.lora).size * 4
+    return [
+        *_weight_rows(config, options),
+        ("adapter", adapter / MIB),
+        ("key and value cache", cache / MIB),
+        ("workspace", SCRATCH_MIB),
+    ]
+
+
+def _training_seconds(
+    config: ModelConfig, options: CompileOptions, speed: Calibration
+) -> float:
+    tokens, depth = options.context * options.micro_batch, config.num_layers
+    product = 2.0 * config.ternary_parameters * tokens
+    adapter = 2.0 * adapter_layout(config, options.lora).size * depth * tokens
+    # Scores and mixing, forward twice (once recomputed) and five products backward, half masked.
+    attention = 9 * 0.5 * 2.0 * tokens * options.context * config.attention_size * depth
+    work = {
+        "ternary forward": 2 * product,
+        "straight-through": product,
+        "head": 2 * 2.0 * config.vocab_size * config.hidden_size * tokens,
+        "lora": 5 * adapter,
+        "attention": attention,
+    }
+    seconds = sum(work[kind] / (EFFICIENCY[kind] * speed.f32_flops) for kind in work)
+    streamed = STREAMS * tokens * (config.hidden_size + config.intermediate_size) * 4 * depth
+    calls = depth * KERNELS_A_LAYER[True] * CALL_SECONDS
+    return seconds + streamed / speed.read_bytes + calls
+
+
+def _token_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:
+    """Every packed weight and the head are read once a token."""
+    read = sum(mib for _, mib in _weight_rows(config, options)) * MIB
+    calls = config.num_layers * KERNELS_A_LAYER[False] * CALL_SECONDS
+    return read / speed.read_bytes + calls

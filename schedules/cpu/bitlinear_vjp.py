@@ -1,0 +1,259 @@
+"""The adjoint of a group of ternary projections with their adapters.
+
+Threads share the columns of the matrix in panels of one register tile's width. A panel's codes are
+unpacked chunk by chunk of rows, scale included, to float32 that fits the first-level cache, and
+serve all tokens; so the matrix is read along the axis it is not stored for without a transposed
+copy. The adapters' thin products run before (u and du) and after (their gradients).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import Target
+from .isa import Isa
+from .low_rank import dot_products
+from .microkernel import (
+    Buffer,
+    Expr,
+    Tile,
+    accumulate,
+    bind,
+    build,
+    load,
+    loop,
+    row_tiles,
+    shape,
+    splat,
+    store,
+)
+from .ternary import TILE, Segment, aligned, by_segment, column_codes, segments
+
+CHUNK = 8
+"""Packed tiles of rows in a chunk at most: with 64 columns 32 KiB of float32."""
+
+
+def panels(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out `bitlinear_vjp`; None where a projection is no multiple of 16 rows."""
+    parts = segments(parameters)
+    if not aligned(parts):
+        return None
+    isa, scale = Isa(target), float(parameters["lora_scale"])
+
+    def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        if len(rest) == 1:
+            _input_adjoint(isa, parts, dy, packed, scales, rest[0], None)
+            return
+        separate = len(rest) == 7
+        a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
+        outputs = rest[3:] if separate else rest[2:]
+        lora = _Lora(isa, parts, scale, dy, lora_input, a, b)
+        lora.thin_products()
+        _input_adjoint(isa, parts, dy, packed, scales, outputs[0], None if separate else lora)
+        lora.gradients(*outputs[1:])
+
+    return build(function, body)
+
+
+def _input_adjoint(
+    isa: Isa,
+    parts: list[Segment],
+    dy: Buffer,
+    packed: Buffer,
+    scales: Buffer,
+    dx: Buffer,
+    lora: _Lora | None,
+) -> None:
+    """Emit ``dx = sum_n dy scale W``, plus the adapters' part where they share the input."""
+    tokens, columns = shape(dx)
+    lanes, (height, width) = isa.lanes, isa.tile
+
+    def panel(first: Expr, wide: int) -> None:
+        column = bind(first * lanes)
+
+        def place(token: Expr) -> Callable[[int, int], tuple[Any, ...]]:
+            return lambda i, v: (dx, token + i, column + v * lanes)
+
+        def begin(token: Expr, high: int) -> None:
+            sums = Tile(high, wide, lanes)
+            sums.fill()
+            if lora is not None:
+                lora.through(sums, token, column)
+            sums.store(place(token))
+
+        def chunk(index: Expr) -> None:
+            row = bind(index * (CHUNK * TILE))
+            rows = CHUNK * TILE
+            if parts[-1].end % rows:
+                rows = bind(T.min(T.int64(rows), parts[-1].end - row))
+            weights = T.alloc_buffer((CHUNK * TILE, wide * lanes), "float32")
+            _unpack(isa, parts, packed, scales, weights, row, rows, column)
+
+            def tile(token: Expr, high: int) -> None:
+                sums = Tile(high, wide, lanes)
+                # From zero, so that rounding grows with the chunk and not with all of N.
+                sums.fill()
+                accumulate(
+                    sums,
+                    rows,
+                    lambda i, r: dy[token + i, row + r],
+                    lambda r, v: load(weights, r, v * lanes, lanes=lanes),
+                )
+                sums.store(
+                    place(token),
+                    lambda total, i, v: total
+                    + load(dx, token + i, column + v * lanes, lanes=lanes),
+                )
+
+            row_tiles(tokens, height, tile)
+
+        row_tiles(tokens, height, begin)
+        with loop(-(-parts[-1].end // (CHUNK * TILE))) as index:
+            chunk(index)
+
+    row_tiles(columns // lanes, width, panel, parallel=True)
+
+
+def _unpack(
+    isa: Isa,
+    parts: list[Segment],
+    packed: Buffer,
+    scales: Buffer,
+    weights: Buffer,
+    row: Expr,
+    rows: Expr,
+    column: Expr,
+) -> None:
+    """Emit ``weights[r, c] = (scale W)[row + r, column + c]`` for r below `rows`."""
+    lanes = isa.lanes
+    with loop(rows // TILE) as tile:
+        first = bind(row + tile * TILE)
+        scale = bind(splat(by_segment(parts, first, lambda p: scales[p.index]), lanes))
+        with loop(TILE) as r:
+            for offset in range(0, shape(weights)[1], lanes):
+                codes = column_codes(packed, first + r, bind(column + offset), lanes)
+                # Exact for the codes 0, 1 and 2.
+                value = T.cast(codes, f"float32x{lanes}") * scale - scale
+                store(weights, value, tile * TILE + r, offset)
+
+
+class _Lora:
+    """The adapters' thin products, ``u = lora_scale x A^T`` and ``du = lora_scale dy B^T``."""
+
+    def __init__(
+        self,
+        isa: Isa,
+        parts: list[Segment],
+        scale: float,
+        dy: Buffer,
+        x: Buffer,
+        a: Buffer,
+        b: Buffer,
+    ) -> None:
+        self.isa, self.scale, self.dy, self.x, self.a, self.b = isa, scale, dy, x, a, b
+        self.adapted = [part for part in parts if part.adapter is not None]
+        self.tokens, self.columns = shape(x)
+        self.adapters, self.rank, _ = shape(a)
+        thin = (self.tokens, self.adapters, self.rank)
+        self.u, self.du = T.alloc_buffer(thin, "float32"), T.alloc_buffer(thin, "float32")
+
+    def thin_products(self) -> None:
+        """Emit u and du."""
+        for part in self.adapted:
+            self._thin(part)
+
+    def _thin(self, part: Segment) -> None:
+        lanes, s, scale = self.isa.lanes, part.adapter, tirx.const(self.scale, "float32")
+        dot_products(
+            self.isa,
+            self.tokens,
+            self.rank,
+            self.columns,
+            lambda t, k: load(self.x, t, k, lanes=lanes),
+            lambda j, k: load(self.a, s, j, k, lanes=lanes),
+            lambda t, j, total: store(self.u, total * scale, t, s, j),
+        )
+        dot_products(
+            self.isa,
+            self.tokens,
+            self.rank,
+            part.end - part.begin,
+            lambda t, n: load(self.dy, t, n + part.begin, lanes=lanes),
+            lambda j, n: load(self.b, j, n + part.column, lanes=lanes),
+            lambda t, j, total: store(self.du, total * scale, t, s, j),
+        )
+
+    def through(self, sums: Tile, token: Expr, column: Expr) -> None:
+        """Emit ``sums[i, v] += sum_sj du[token + i, s, j] A[s, j, column + v ..]``."""
+        lanes = sums.lanes
+        with loop(self.adapters) as s:
+            accumulate(
+                sums,
+                self.rank,
+                lambda i, j: self.du[token + i, s, j],
+                lambda j, v: load(self.a, s, j, column + v * lanes, lanes=lanes),
+            )
+
+    def gradients(self, da: Buffer, db: Buffer, dx: Buffer | None = None) -> None:
+        """Emit ``dA = du^T x`` and ``dB = u^T dy``, and the adapters' input's own adjoint."""
+        lanes, (height, width) = self.isa.lanes, self.isa.tile
+
+        def panel(first: Expr, wide: int) -> None:
+            column = bind(first * lanes)
+
+            def through(token: Expr, high: int) -> None:
+                sums = Tile(high, wide, lanes)
+                sums.fill()
+                self.through(sums, token, column)
+                sums.store(lambda i, v: (dx, token + i, column + v * lanes))
+
+            with loop(self.adapters) as s:
+                self._outer(self.du, s, self.x, column, wide, lambda j, c: (da, s, j, c))
+            if dx is not None:
+                row_tiles(self.tokens, height, through)
+
+        row_tiles(self.columns // lanes, width, panel, parallel=True)
+        for part in self.adapted:
+            self._up_gradient(part, db)
+
+    def _up_gradient(self, part: Segment, db: Buffer) -> None:
+        """Emit the columns of dB that belong to one projection."""
+        lanes, shift = self.isa.lanes, part.column - part.begin
+
+        def panel(first: Expr, wide: int) -> None:
+            row = bind(part.begin + first * lanes)
+            self._outer(self.u, part.adapter, self.dy, row, wide, lambda j, n: (db, j, n + shift))
+
+        vectors = (part.end - part.begin) // lanes
+        row_tiles(vectors, self.isa.tile[1], panel, parallel=True)
+
+    def _outer(
+        self,
+        thin: Buffer,
+        s: Expr,
+        wide: Buffer,
+        column: Expr,
+        width: int,
+        place: Callable[[Expr, Expr], tuple[Any, ...]],
+    ) -> None:
+        """Emit ``place(j, c) = sum_t thin[t, s, j] wide[t, c]``, all j, c a panel from `column`."""
+        lanes = self.isa.lanes
+
+        def tile(j: Expr, high: int) -> None:
+            sums = Tile(high, width, lanes)
+            sums.fill()
+            accumulate(
+                sums,
+                self.tokens,
+                lambda i, t: thin[t, s, j + i],
+                lambda t, v: load(wide, t, column + v * lanes, lanes=lanes),
+            )
+            sums.store(lambda i, v: place(j + i, column + v * lanes))
+
+        row_tiles(self.rank, self.isa.tile[0], tile, overlap=True)

@@ -1,0 +1,311 @@
+"""Attention of new tokens over the cache, and what writes their keys and values into it.
+
+Positions are the lanes of the keys, so a score is a product of scalars of the query by vectors of
+the cache. The rows of a register tile are the query heads that share a key head, for one token, or
+else one head of several tokens of a sequence. The cache beyond a token's position is memory that
+nothing was written to: its scores are replaced before use, its values are never read.
+
+The capacity of the cache must be a multiple of 16, so that a vector of keys ends inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import Target
+from .attention_blocks import MASKED, Heads, rotate
+from .isa import Isa
+from .loops import over_rows
+from .microkernel import (
+    Buffer,
+    Expr,
+    Tile,
+    accumulate,
+    bind,
+    branch,
+    build,
+    horizontal,
+    int64,
+    load,
+    loop,
+    shape,
+    splat,
+    static,
+    store,
+    when,
+    zeros,
+)
+from .vector_math import exp
+
+PARALLEL_WORK = 1 << 18
+"""Multiplications of all scores from which on the threads are worth waking."""
+FEW = 3
+"""Fewer tokens than this of one sequence are computed one by one."""
+
+Row = tuple[Expr, Expr]
+"""A row of a tile: its token and its query head."""
+
+
+def cached_attention(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out attention over the cache, for one token or any number."""
+    if int(parameters["head_dim"]) % 16:
+        return None
+    heads = Heads(Isa(target), parameters)
+
+    def body(*buffers: Buffer) -> None:
+        _CachedAttention(heads, *buffers).emit()
+
+    return build(function, body)
+
+
+class _CachedAttention:
+    """The kernel's buffers, and the computation of one tile of rows."""
+
+    def __init__(
+        self,
+        heads: Heads,
+        qkv: Buffer,
+        sequence: Buffer,
+        position: Buffer,
+        rope: Buffer,
+        keys: Buffer,
+        values: Buffer,
+        out: Buffer,
+    ) -> None:
+        self.heads, self.qkv, self.rope, self.out = heads, qkv, rope, out
+        self.sequence, self.position, self.keys, self.values = sequence, position, keys, values
+        self.tokens, self.capacity = shape(qkv)[0], shape(values)[2]
+
+    def emit(self) -> None:
+        """Emit the kernel: threads over key heads and blocks of tokens where there is work."""
+        seen = T.alloc_buffer((1,), "int64")
+        store(seen, tirx.const(0, "int64"), 0)
+        with loop(self.tokens) as t:
+            store(seen, seen[0] + int64(self.position[t]) + 1, 0)
+        work = seen[0] * (self.heads.heads * self.heads.head_dim)
+        branch(
+            work >= PARALLEL_WORK, lambda: self._tasks(parallel=True), lambda: self._tasks(False)
+        )
+
+    def _tasks(self, parallel: bool) -> None:
+        heads, rows = self.heads, self.heads.rows
+        blocks = 1 if self.tokens == 1 else (self.tokens + (rows - 1)) // rows
+        # Key heads outside: each thread gets early and late blocks of tokens, so equal work.
+        with loop(heads.kv_heads * blocks, parallel) as task:
+            kv, first = bind(task // blocks), bind(task % blocks * rows)
+            if self.tokens == 1:
+                self._one_token(kv, 0)
+                return
+            count = bind(T.min(int64(rows), self.tokens - first))
+            together = T.alloc_buffer((1,), "int32")
+            store(together, T.cast(count >= FEW, "int32"), 0)
+            with loop(count) as r:
+                same = self.sequence[first + r] == self.sequence[first]
+                store(together, together[0] * T.cast(same, "int32"), 0)
+
+            def one_by_one() -> None:
+                with loop(count) as r:
+                    self._one_token(kv, bind(first + r))
+
+            branch(together[0] == 1, lambda: self._block(kv, first, count), one_by_one)
+
+    def _one_token(self, kv: Expr, t: Expr) -> None:
+        heads = self.heads
+        for g in range(0, heads.group, heads.rows):
+            members = range(g, min(g + heads.rows, heads.group))
+            self._attend(kv, [(t, kv * heads.group + member) for member in members])
+
+    def _block(self, kv: Expr, first: Expr, count: Expr) -> None:
+        heads = self.heads
+        # Rows past the tokens stand for the last one again and are not stored.
+        tokens = [bind(first + T.min(int64(r), count - 1)) for r in range(heads.rows)]
+        with loop(heads.group) as g:
+            head = bind(kv * heads.group + g)
+            self._attend(kv, [(t, head) for t in tokens], count)
+
+    def _attend(self, kv: Expr, rows: Sequence[Row], count: Expr = None) -> None:
+        """Emit the attention of rows of one sequence; of all, or of the first `count`."""
+        heads, n, height = self.heads, self.heads.lanes, len(rows)
+        query = T.alloc_buffer((height, heads.head_dim))
+        scores = T.alloc_buffer((height, self.capacity))
+        places = [bind(self.position[t]) for t, _ in rows]
+        last: Expr = places[0]
+        for place in places[1:]:
+            last = bind(T.max(last, place))
+        for r, (t, h) in enumerate(rows):
+            self._rotate_query(query, r, t, h)
+        s = bind(self.sequence[rows[0][0]])
+        vectors = bind(int64(last) // n + 1)
+        top = self._scores(query, scores, places, vectors, s, kv)
+        total = _exponentials(scores, top, vectors, n)
+
+        def write(r: int, d: int, vector: Expr) -> None:
+            t, h = rows[r]
+
+            def row() -> None:
+                store(self.out, vector * splat(inverse[r], n), t, h * heads.head_dim + d)
+
+            if count is None or r == 0:
+                row()
+            else:
+                when(count > r, row)
+
+        inverse = [bind(T.float32(1.0) / value) for value in total]
+        for column, width in _wide_panels(heads, height):
+            tile = self._mixed(scores, int64(last) + 1, s, kv, column, (height, width))
+            for r in range(height):
+                for v in range(width):
+                    write(r, column + v * n, tile[r, v])
+
+    def _rotate_query(self, query: Buffer, r: int, t: Expr, h: Expr) -> None:
+        heads = self.heads
+        factor = splat(heads.scale, heads.rotation_lanes)
+        rotate(
+            heads,
+            self.rope,
+            bind(int64(self.position[t])),
+            lambda d, n: load(self.qkv, t, h * heads.head_dim + d, lanes=n),
+            lambda d, value: store(query, value * factor, r, d),
+        )
+
+    def _scores(
+        self,
+        query: Buffer,
+        scores: Buffer,
+        places: Sequence[Expr],
+        vectors: Expr,
+        s: Expr,
+        kv: Expr,
+    ) -> list[Expr]:
+        """Emit the scores of each row and return their maxima."""
+        heads, n, height = self.heads, self.heads.lanes, len(places)
+        top = Tile(height, 1, n)
+        top.fill(lambda r, v: splat(MASKED, n))
+        ramp = T.Shuffle([tirx.const(k, "int32") for k in range(n)], list(range(n)))
+
+        def columns(first: Expr, width: int) -> None:
+            tile = Tile(height, width, n)
+            tile.fill()
+            accumulate(
+                tile,
+                heads.head_dim,
+                lambda r, d: query[r, d],
+                lambda d, v: load(self.keys, s, kv, d, (first + v) * n, lanes=n),
+            )
+            for r, v in tile:
+                lane = splat(T.cast((first + v) * n, "int32"), n) + ramp
+                value = T.Select(lane <= splat(places[r], n), tile[r, v], splat(MASKED, n))
+                tile[r, v] = value
+                top[r, 0] = T.max(top[r, 0], tile[r, v])
+            tile.store(lambda r, v: (scores, r, (first + v) * n))
+
+        width = max(1, 2 * heads.rows // height)
+        with loop(vectors // width) as chunk:
+            columns(chunk * width, width)
+        if width > 1:
+            with loop(vectors, begin=vectors // width * width) as vector:
+                columns(vector, 1)
+        return [horizontal(bind(top[r, 0]), T.max) for r in range(height)]
+
+    def _mixed(
+        self,
+        weights: Buffer,
+        end: Expr,
+        s: Expr,
+        kv: Expr,
+        column: int,
+        size: tuple[int, int],
+    ) -> Tile:
+        """Emit ``sum_j weights[r, j] values[j, column ..]`` for each row."""
+        n, (height, width) = self.heads.lanes, size
+        # As many sums in flight as hide the latency of an addition.
+        unroll = max(1, self.heads.rows // (height * width))
+        tiles = [Tile(height, width, n) for _ in range(unroll)]
+        for tile in tiles:
+            tile.fill()
+
+        def add(tile: Tile, j: Expr) -> None:
+            rights = [
+                bind(load(self.values, s, kv, j, column + v * n, lanes=n)) for v in range(width)
+            ]
+            for r, v in tile:
+                tile[r, v] = tile[r, v] + splat(weights[r, j], n) * rights[v]
+
+        with loop(end // unroll) as step:
+            for u, tile in enumerate(tiles):
+                add(tile, step * unroll + u)
+        if unroll > 1:
+            with loop(end, begin=end // unroll * unroll) as j:
+                add(tiles[0], j)
+            for r, v in tiles[0]:
+                for tile in tiles[1:]:
+                    tiles[0][r, v] = tiles[0][r, v] + tile[r, v]
+        return tiles[0]
+
+
+def _wide_panels(heads: Heads, height: int) -> list[tuple[int, int]]:
+    """Return first column and vectors of panels of a head, wider where the rows are few."""
+    vectors, width = heads.head_dim // heads.lanes, max(1, 2 * heads.rows // height)
+    return [(v * heads.lanes, min(width, vectors - v)) for v in range(0, vectors, width)]
+
+
+def _exponentials(scores: Buffer, top: Sequence[Expr], vectors: Expr, n: int) -> list[Expr]:
+    """Emit the exponentials of the scores less their maxima; returns the sum of each row."""
+    total = Tile(len(top), 1, n)
+    total.fill()
+    with loop(vectors) as vector:
+        for r, largest in enumerate(top):
+            score = bind(load(scores, r, vector * n, lanes=n))
+            weight = exp(score - splat(largest, n))
+            weight = bind(T.Select(score > splat(MASKED, n), weight, zeros("float32", n)))
+            total[r, 0] = total[r, 0] + weight
+            store(scores, weight, r, vector * n)
+    return [horizontal(bind(total[r, 0]), lambda a, b: a + b) for r in range(len(top))]
+
+
+def append_kv(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out the write of new keys, rotated, and values into the cache, in place."""
+    if int(parameters["head_dim"]) % 16:
+        return None
+    heads = Heads(Isa(target), parameters)
+    d = heads.head_dim
+
+    def body(
+        qkv: Buffer,
+        sequence: Buffer,
+        position: Buffer,
+        rope: Buffer,
+        keys: Buffer,
+        values: Buffer,
+    ) -> None:
+        tokens = shape(qkv)[0]
+
+        def head(kv: Expr) -> None:
+            rotated = T.alloc_buffer((d,))
+            with loop(tokens) as t:
+                s, place = bind(int64(sequence[t])), bind(int64(position[t]))
+                column = bind((heads.heads + kv) * d)
+                rotate(
+                    heads,
+                    rope,
+                    place,
+                    lambda e, n: load(qkv, t, column + e, lanes=n),
+                    lambda e, value: store(rotated, value, e),
+                )
+                with loop(d) as e:
+                    store(keys, rotated[e], s, kv, e, place)
+                for e in range(0, d, heads.lanes):
+                    value = load(qkv, t, column + heads.kv_heads * d + e, lanes=heads.lanes)
+                    store(values, value, s, kv, place, e)
+
+        over_rows(heads.kv_heads, tokens * d, head)
+
+    return build(function, body)

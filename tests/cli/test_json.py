@@ -1,0 +1,104 @@
+"""The keys that `--json` promises, on real runs of every command."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from .helpers import fabric, fabric_json
+
+
+def test_compile(bundle: Path) -> None:
+    found = fabric_json("compile", "nano", "-o", bundle, "--context", 64, "--lora-rank", 2)
+    assert Path(found["bundle"]) == bundle
+    assert Path(found["module"]).is_file()
+    assert found["model"] == "nano"
+    assert found["parameters"] > 1e6
+    assert found["size_mib"] > 0
+
+
+def test_training(bundle: Path, data: Path, tmp_path: Path) -> None:
+    found = fabric_json(
+        "run", bundle / "module.so", "--train", data / "train.jsonl",
+        "--eval-data", data / "validation.jsonl", "--adapter", tmp_path / "out",
+        "--max-steps", 2, "--batch", 1, "--seed", 3,
+    )  # fmt: skip
+    assert set(found) == {
+        "steps", "tokens", "tokens_per_s", "train_loss", "eval_loss_before", "eval_loss",
+        "peak_memory_mib", "adapter",
+    }  # fmt: skip
+    assert found["steps"] == 2
+    assert 0 < found["tokens"] <= 128
+    assert 0 < found["eval_loss"] <= found["eval_loss_before"]
+    assert found["peak_memory_mib"] > 30
+    assert (Path(found["adapter"]) / "adapter_model.safetensors").is_file()
+    assert (Path(found["adapter"]) / "loss.svg").read_text().startswith("<svg")
+
+
+def test_training_without_validation_data_gives_null(adapter: Path, bundle: Path, data: Path,
+                                                     tmp_path: Path) -> None:  # fmt: skip
+    found = fabric_json(
+        "run", bundle, "--train", data / "train.jsonl", "--adapter", tmp_path, "--max-steps", 1
+    )
+    assert found["eval_loss"] is None
+    assert found["eval_loss_before"] is None
+
+
+def test_evaluation(bundle: Path, data: Path, adapter: Path) -> None:
+    bare = fabric_json("run", bundle, "--eval", data / "validation.jsonl")
+    tuned = fabric_json("run", bundle, "--eval", data / "validation.jsonl", "--adapter", adapter)
+    assert set(bare) == {"loss", "perplexity", "tokens"}
+    assert bare["perplexity"] == pytest.approx(math.exp(bare["loss"]))
+    assert tuned["tokens"] == bare["tokens"] > 0
+    assert tuned["loss"] != bare["loss"]
+
+
+def test_a_prompt(bundle: Path, adapter: Path) -> None:
+    arguments = ("run", bundle, "--prompt", r"Q: Does it work?\nA:", "--max-new-tokens", 5)
+    bare = fabric_json(*arguments)
+    assert {"text", "tokens", "tokens_per_s", "time_to_first_token_ms"} <= set(bare)
+    assert bare["tokens"] <= 5
+    assert bare["time_to_first_token_ms"] > 0
+    nothing = fabric_json(*arguments, "--adapter", f"{adapter}:0", "--adapter", f"{adapter}:0")
+    assert nothing["text"] == bare["text"]
+
+
+def test_the_words_of_a_prompt_are_all_that_standard_output_holds(bundle: Path) -> None:
+    arguments = ("run", bundle, "--prompt", "Q: Does", "--max-new-tokens", 4)
+    assert fabric(*arguments).stdout == fabric_json(*arguments)["text"] + "\n"
+
+
+def test_estimate() -> None:
+    found = fabric_json("estimate", "random:125M", "--context", 128)
+    assert {"peak_memory_mib", "step_seconds", "parameters"} <= set(found)
+    assert found["peak_memory_mib"] > 50
+    larger = fabric_json("estimate", "random:1B", "--context", 128)
+    assert all(larger[key] > found[key] for key in ("peak_memory_mib", "step_seconds"))
+
+
+def test_inspect(bundle: Path) -> None:
+    found = fabric_json("inspect", bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert found["manifest"] == manifest
+    shown = fabric("inspect", bundle / "module.so").stdout
+    for name, entry in manifest["files"].items():
+        assert name in shown
+        assert entry["sha256"] in shown
+
+
+def test_targets_and_devices() -> None:
+    targets = fabric_json("targets")
+    names = [target["name"] for target in targets["targets"]]
+    assert targets["host"] in names
+    device = fabric_json("devices")["devices"][0]
+    assert device["target"] == targets["host"]
+    assert device["cores"] >= 1
+
+
+def test_the_seed_decides_what_is_drawn(bundle: Path) -> None:
+    arguments = ("run", bundle, "--prompt", "The", "--temperature", 2, "--max-new-tokens", 12)
+    one, again, other = (fabric_json(*arguments, "--seed", seed)["text"] for seed in (1, 1, 2))
+    assert one == again != other
