@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import EXIT_INTERRUPTED, CommandEnded, Output
+from .common import CommandEnded
+from .output import EXIT_INTERRUPTED, Output
 
 
 def run_fabric(

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from .common import Output, command, option
+from .common import command, option
 from .options import compile_options, read_options, seeded
+from .output import Output
 from .progress import PhaseBar
 
 

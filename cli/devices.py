@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..targets import cpu_flags, host_cpu
-from .common import SEED_UNUSED, Output, command
+from .common import SEED_UNUSED, command
+from .output import Output
 
 # The instruction sets that make a difference to fabric, under the names of Linux.
 NOTABLE_FLAGS = (
@@ -37,7 +38,7 @@ def devices_command(output: Output, seed: int | None) -> None:
     table.add_row("  memory", _memory(cpu))
     table.add_row("  instructions", ", ".join(cpu["features"]) or "nothing notable")
     table.add_row("  target", f"{cpu['target']}, which is what --target cpu means here")
-    output.console.print(table)
+    output.show(table)
     output.result({"devices": [cpu]})
 
 

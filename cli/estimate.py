@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from .common import SEED_UNUSED, Output, command, option
+from .common import SEED_UNUSED, command, option
 from .options import compile_options, read_options, seeded
+from .output import Output
 
 
 @command(
@@ -49,9 +50,13 @@ def estimate_command(
     for name, mib in found.rows:
         table.add_row(name, f"{mib:,.1f}")
     table.add_row("[bold]peak memory[/]", f"[bold]{found.peak_memory_mib:,.1f}[/]")
-    output.console.print(table)
-    step = "one token" if inference else "one micro-batch"
-    output.say(f"{step}: {_duration(found.step_seconds)}")
+    output.show(table)
+    step = (
+        "One token"
+        if inference
+        else f"One micro-batch of {options.micro_batch} x {options.context} tokens"
+    )
+    output.say(f"{step} takes about [bold]{_duration(found.step_seconds)}[/].")
     output.result(
         {
             "peak_memory_mib": found.peak_memory_mib,

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from .common import SEED_UNUSED, Output, command
+from .common import SEED_UNUSED, command
+from .output import Output
 
 MIB = 2**20
 
@@ -61,7 +62,7 @@ def _overview(output: Output, manifest: dict[str, Any]) -> None:
     table = output.table("", "")
     for name, text in rows.items():
         table.add_row(f"[dim]{name}[/]", text)
-    output.console.print(table)
+    output.show(table)
 
 
 def _kernels(output: Output, kernels: dict[str, str]) -> None:
@@ -72,7 +73,7 @@ def _kernels(output: Output, kernels: dict[str, str]) -> None:
     for kind, number in sorted(kinds.items()):
         kernel, _, rule = kind.partition(" <- ")
         table.add_row(kernel, rule, str(number))
-    output.console.print(table)
+    output.show(table)
 
 
 def _memory(output: Output, memory: dict[str, int]) -> None:
@@ -81,7 +82,7 @@ def _memory(output: Output, memory: dict[str, int]) -> None:
     table = output.table("function", "MiB", numbers=(1,))
     for name, size in sorted(memory.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{size / MIB:.2f}")
-    output.console.print(table)
+    output.show(table)
 
 
 def _files(output: Output, files: dict[str, dict[str, Any]]) -> None:
@@ -90,4 +91,4 @@ def _files(output: Output, files: dict[str, dict[str, Any]]) -> None:
     table = output.table("file", "bytes", "SHA-256", numbers=(1,))
     for name, entry in files.items():
         table.add_row(name, f"{entry['bytes']:,}", f"[dim]{entry['sha256']}[/]")
-    output.console.print(table)
+    output.show(table)

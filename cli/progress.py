@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .common import Output
+from .output import Output
 
 if TYPE_CHECKING:
     from rich.progress import Progress

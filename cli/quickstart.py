@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shlex
 import shutil
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import as_file, files
@@ -15,32 +20,25 @@ import click
 
 from ..targets import FabricError
 from .child import run_fabric
-from .common import EXIT_INTERRUPTED, CommandEnded, Output, command, option
+from .common import CommandEnded, command, option
+from .output import EXIT_INTERRUPTED, Output
 
+BLOCKS = "▁▂▃▄▅▆▇█"
 MARKER = "quickstart.json"
 MADE_BY = "fabric quickstart"
-QUESTION = "Q: Does vitamin D supplementation reduce the risk of fractures in older adults?\nA:"
+QUESTION = "Q: Does bracing improve dynamic stability in chronic ankle instability subjects?\nA:"
 BUNDLE = "nano.fabric"
 ADAPTER = "adapter"
 DATA = ("train.jsonl", "validation.jsonl")
 RUN = ("run", f"{BUNDLE}/module.so")
-TALK = (*RUN, "--prompt", QUESTION, "--max-new-tokens", "48", "--stop", "\n")
+TALK = (
+    *(*RUN, "--prompt", QUESTION, "--max-new-tokens", "48", "--stop", "\n"),
+    *("--repetition-penalty", "1.1"),
+)
 EVALUATE = (*RUN, "--eval", DATA[1])
 TRAIN = (
-    *RUN,
-    "--train",
-    DATA[0],
-    "--eval-data",
-    DATA[1],
-    "--adapter",
-    ADAPTER,
-    "--resume",
-    "--epochs",
-    "6",
-    "--batch",
-    "4",
-    "--learning-rate",
-    "2e-3",
+    *(*RUN, "--train", DATA[0], "--eval-data", DATA[1], "--adapter", ADAPTER, "--resume"),
+    *("--pack", "--batch", "1", "--learning-rate", "1e-3"),
 )
 
 
@@ -206,32 +204,61 @@ def _summary(output: Output, result: dict[str, Any]) -> None:
     """Print what has changed, where it lies, and what to type next."""
     from rich.markup import escape
 
+    folder, losses = result["folder"], _training_losses(result["folder"] / ADAPTER)
     output.say(f"\n[bold green]Done[/] in {result['seconds'] / 60:.1f} minutes.\n")
-    table = output.table("", "before", "after")
+    table = output.table("", "")
+    table.add_row("training loss", f"[cyan]{sparkline(losses, 40)}[/]")
     table.add_row(
         "validation loss",
-        f"{result['eval_loss_before']:.3f}",
-        f"[bold]{result['eval_loss']:.3f}[/]",
+        f"{result['eval_loss_before']:.3f} before, [bold]{result['eval_loss']:.3f}[/] after",
     )
     for word in ("before", "after"):
-        result[f"answer_{word}"] = " ".join(result[f"answer_{word}"].split())
-    table.add_row("answer", escape(result["answer_before"]), escape(result["answer_after"]))
-    output.console.print(table)
+        table.add_row(f"answer {word}", escape(" ".join(result[f"answer_{word}"].split())))
+    output.show(table)
 
-    output.say("\n[bold]What you have now[/]")
+    output.say(f"\n[bold]What you have now[/], in {folder}/")
     files = output.table("", "")
-    files.add_row(str(result["bundle"]), "the compiled model")
-    files.add_row(str(result["adapter"]), "your adapter, in PEFT's format")
+    files.add_row(f"  {BUNDLE}", "the compiled model")
+    files.add_row(f"  {ADAPTER}", "your adapter, in PEFT's format")
     if result["curve"]:
-        files.add_row(str(result["curve"]), "the loss curve: open it in a browser")
-    output.console.print(files)
+        files.add_row(f"  {result['curve'].relative_to(folder)}", "the loss curve, for a browser")
+    output.show(files)
 
     output.say("\n[bold]What to try next[/]")
-    module = f"{result['bundle']}/module.so"
     for line in (
-        f'fabric run {module} --prompt "Q: Does aspirin help?\\nA:" --adapter {result["adapter"]}',
-        f"fabric run {module} --train your-own.jsonl --adapter mine/",
-        f"fabric inspect {result['bundle']}",
+        *_activation(),
+        f"cd {folder}",
+        f"fabric run {BUNDLE} --chat --adapter {ADAPTER}",
+        rf'fabric run {BUNDLE} --prompt "Q: Is tea good?\nA:" --adapter {ADAPTER} --temperature 1',
+        f"fabric run {BUNDLE} --train your-own.jsonl --adapter mine",
+        f"fabric inspect {BUNDLE}",
         "fabric estimate random:1B",
     ):
         output.console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _activation() -> list[str]:
+    """The line that gives a person the command, where it runs from an environment not active."""
+    is_environment = sys.prefix != sys.base_prefix
+    if not is_environment or os.environ.get("VIRTUAL_ENV") == sys.prefix:
+        return []
+    return [f"source {shlex.quote(sys.prefix)}/bin/activate"]
+
+
+def _training_losses(adapter: Path) -> list[float]:
+    """Read the loss of every step from metrics.jsonl."""
+    entries = map(json.loads, (adapter / "metrics.jsonl").read_text().splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Draw values as a line of at most `width` blocks, each the mean of its neighbours."""
+    size = max(1, math.ceil(len(values) / width))
+    means = [
+        sum(values[begin : begin + size]) / len(values[begin : begin + size])
+        for begin in range(0, len(values), size)
+    ]
+    if not means:
+        return ""
+    low, high = min(means), max(means)
+    return "".join(BLOCKS[round((mean - low) / ((high - low) or 1.0) * 7)] for mean in means)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from .common import Output, command
+from .common import command
+from .output import Output
 from .run_options import run_options
 
 MODES = ("train", "evaluate", "prompt", "chat")

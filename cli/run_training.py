@@ -17,7 +17,7 @@ from ..runtime.evaluate import evaluate_file
 from ..runtime.progress import open_reporter
 from ..runtime.trainer import TrainingResult
 from ..runtime.trainer import train as run_training
-from .common import Output
+from .output import Output
 from .progress import PhaseBar
 
 
@@ -93,7 +93,7 @@ def evaluate(output: Output, bundle: Path, values: dict[str, Any]) -> dict[str, 
             loss_on=values["loss_on"] or "auto",
             truncate=bool(values["truncate"]),
             skip_bad=bool(values["skip_bad"]),
-            progress=_counting(bar),
+            progress=_counting(bar) if output.console.is_terminal else None,
         )
     output.say(
         f"Loss [bold]{found.loss:.3f}[/] nats per token, perplexity {found.perplexity:.2f}, "

@@ -14,7 +14,7 @@ from ..runtime.inference import InferenceEngine
 from ..runtime.memory import peak_memory_mib
 from ..runtime.sampling import SamplingOptions
 from ..runtime.tokenizer import load_tokenizer
-from .common import Output
+from .output import Output
 from .run_options import unescape
 
 FAREWELLS = ("/exit", "/quit", "exit", "quit")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..targets import host_cpu, list_targets
-from .common import SEED_UNUSED, Output, command
+from .common import SEED_UNUSED, command
+from .output import Output
 
 
 @command(
@@ -19,7 +20,7 @@ def targets_command(output: Output, seed: int | None) -> None:
     for target in list_targets():
         mark = "[green]this one[/]" if target == here else ""
         table.add_row(f"[bold]{target.name}[/]", mark, target.description)
-    output.console.print(table)
+    output.show(table)
     output.say("\nUse one with: fabric compile nano --target NAME")
     output.result(
         {

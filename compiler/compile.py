@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from ..models import Checkpoint
+from ..models import Checkpoint, ModelConfig
 from ..models.graph import HeadFormat
 from ..targets import Target
 from .bundle import Progress, bundle_folder, manifest_of, seal
+from .cache import keep, key_of, recall
 from .link import link, linker
 from .memory import function_workspaces
 from .options import CompileOptions
@@ -52,9 +54,7 @@ def compile_model(
     report = progress or (lambda phase, fraction: None)
     linker()
     with bundle_folder(output) as folder:
-        executable, kernels, lowered = build(model.config, target, options, report)
-        report("link", 0.6)
-        link(executable, folder / "module.so")
+        code = _code(model.config, target, options, folder / "module.so", report)
 
         def weights_done(fraction: float) -> None:
             report("pack weights", 0.65 + 0.3 * fraction)
@@ -68,7 +68,23 @@ def compile_model(
         # Every schedule here is a rule's default; tuned decisions are listed in this file.
         (folder / "tuning.json").write_text(json.dumps({"records": []}), encoding="utf-8")
         report("seal", 0.95)
-        memory = function_workspaces(lowered)
+        kernels, memory = code["kernels"], code["memory"]
         seal(folder, manifest_of(model, target, options, weights, kernels, memory))
     report("done", 1.0)
     return output
+
+
+def _code(
+    config: ModelConfig, target: Target, options: CompileOptions, path: Path, report: Progress
+) -> dict[str, Any]:
+    """Write the module, from the cache where it is kept; return its kernels and memory plan."""
+    key = key_of(config, target, options)
+    # Whoever asks for the IR of every phase wants the phases to run.
+    record = recall(key, path) if options.debug_dump is None else None
+    if record is None:
+        executable, kernels, lowered = build(config, target, options, report)
+        report("link", 0.6)
+        link(executable, path)
+        record = {"kernels": kernels, "memory": function_workspaces(lowered)}
+        keep(key, path, record)
+    return record

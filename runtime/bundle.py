@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,9 +158,3 @@ def _check_target(folder: Path, manifest: dict[str, Any]) -> None:
             f"{folder} was compiled for {target['name']}; this machine is {here.name}{lacks}.",
             f"Compile it for this machine: fabric compile MODEL --target {get_target('cpu').name}",
         )
-
-
-def tensors_in_order(entry: dict[str, Any]) -> Iterator[str]:
-    """Yield the names of a weight file's tensors in the order in which functions take them."""
-    for spec in entry["tensors"]:
-        yield spec["name"]

@@ -199,12 +199,12 @@ class TrainingEngine:
         return norm
 
     def state(self) -> Tensors:
-        """Return copies of ``adapter``, ``moment1`` and ``moment2``, float32 ``(layers, n)``."""
+        """Return ``adapter``, ``moment1`` and ``moment2``, float32 ``(layers, n)``, not copied.
+
+        The next update changes them: save them, or copy them, before it.
+        """
         names = ("adapter", "moment1", "moment2")
-        return {
-            name: buffer.copy()
-            for name, buffer in zip(names, (self._adapter, *self._moments), strict=True)
-        }
+        return dict(zip(names, (self._adapter, *self._moments), strict=True))
 
     def load_state(self, state: Tensors) -> None:
         """Take back what :meth:`state` gave."""

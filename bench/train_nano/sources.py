@@ -45,7 +45,12 @@ SOURCES = (
     # Dictionaries and other general English.
     Source("dict-gcide", "gcide", ("usr/share/dictd/*.dict.dz",), "GPL-2+"),
     Source("wordnet-base", "wordnet", ("usr/share/wordnet/data.*",), "WordNet 3.0 licence"),
-    Source("dict-foldoc", "dictionary", ("usr/share/dictd/*.dict.dz",), "GFDL-1.1+"),
+    Source(
+        "dict-foldoc",
+        "dictionary",
+        ("usr/share/dictd/*.dict.dz",),
+        "GFDL-1.1+, no invariant sections",
+    ),
     Source("dict-jargon", "dictionary", ("usr/share/dictd/*.dict.dz",), "public domain"),
     Source("dict-devil", "dictionary", ("usr/share/dictd/*.dict.dz",), "public domain"),
     Source(
@@ -77,7 +82,7 @@ SOURCES = (
     Source("r-cran-effectsize", "markdown", _VIGNETTES, "GPL-3"),
     Source("r-cran-epir", "markdown", _VIGNETTES, "GPL-2+"),
     Source("r-bioc-biomart", "markdown", _VIGNETTES, "Artistic-2.0"),
-    Source("r-doc-html", "html", ("usr/share/R/doc/**/*.html",), "GPL-2+"),
+    Source("r-doc-html", "html", ("usr/share/R/doc/**/*.html",), "GPL-2"),
     # Computing.
     _sphinx("python3.11-doc", "PSF-2.0", folder="python3.11/html"),
     _sphinx("python-django-doc", "BSD-3-Clause"),
@@ -111,13 +116,18 @@ SOURCES = (
     Source("debian-policy", "html", (f"{_DOC}debian-policy/policy.html/*.html",), "GPL-2+"),
     Source("debian-reference-en", "html", ("usr/share/debian-reference/*.en.html",), "GPL-2+"),
     Source("developers-reference", "html", ("usr/share/developers-reference/*.html",), "GPL-2+"),
-    Source("debian-faq", "html", (f"{_DOC}debian/FAQ/*.en.html",), "GPL-2+"),
+    Source("debian-faq", "html", (f"{_DOC}debian/FAQ/*.en.html",), "permissive, notice kept"),
     Source("debian-history", "html", (f"{_DOC}debian-history/docs/*.en.html",), "GPL-2+"),
     _sphinx("debian-kernel-handbook", "GPL-2+"),
     Source("maint-guide", "html", (f"{_DOC}maint-guide/html/*.en.html",), "GPL-2+"),
     _sphinx("aptitude-doc-en", "GPL-2+", folder="aptitude"),
     Source("gnome-user-docs", "html", ("usr/share/help/C/**/*.page",), "CC-BY-SA-3.0"),
-    Source("gimp-help-en", "html", ("usr/share/gimp/2.0/help/en/*.html",), "GFDL-1.2+"),
+    Source(
+        "gimp-help-en",
+        "html",
+        ("usr/share/gimp/2.0/help/en/*.html",),
+        "GFDL-1.2+, no invariant sections",
+    ),
     Source(
         "libreoffice-help-en-us",
         "html",

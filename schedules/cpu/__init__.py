@@ -2,6 +2,7 @@
 
 from ..rule import Rule
 from . import (
+    append_kv,
     attention,
     attention_vjp,
     bitlinear,
@@ -34,7 +35,7 @@ RULES: list[Rule] = [
     Rule("adamw", optimizer.adamw),
     Rule("attention", attention.attention),
     Rule("attention_vjp", attention_vjp.attention_vjp),
-    Rule("append_kv", cached_attention.append_kv),
+    Rule("append_kv", append_kv.append_kv),
     Rule("cached_attention", cached_attention.cached_attention),
     Rule("*", default),
 ]

@@ -64,7 +64,7 @@ def _mixed_values(
         store(inverse, splat(1.0, n) / total[0, v], v * n)
     column = (heads.heads + heads.kv_heads + kv) * heads.head_dim
 
-    def write(r: Expr, d: int, vector: Expr) -> None:
+    def write(r: Expr, d: Expr, vector: Expr) -> None:
         row = b * heads.context + block.first + r
         value = vector * splat(inverse[r], n)
         block.when_token(r, lambda: store(out, value, row, h * heads.head_dim + d))

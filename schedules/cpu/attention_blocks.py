@@ -55,7 +55,7 @@ class Heads:
         self.group = self.heads // self.kv_heads
         self.scale = 1.0 / math.sqrt(self.head_dim)
         self.lanes, self.block = isa.lanes, 2 * isa.lanes
-        # 16 accumulators hide the latency of 32 registers' worth of processor, 8 fit 16 registers.
+        # Two vectors wide: 16 accumulators, or 8 where there are 16 registers only.
         self.rows = 8 if isa.tile[1] == 4 else 4
         self.context, self.padded = context, -(-context // self.block) * self.block
 
@@ -64,10 +64,13 @@ class Heads:
         """Lanes of a vector that divide half a head."""
         return math.gcd(self.head_dim // 2, self.lanes)
 
-    def panels(self) -> list[tuple[int, int]]:
-        """Return the first column and the number of vectors of each panel of a head."""
-        vectors = self.head_dim // self.lanes
-        return [(v * self.lanes, min(2, vectors - v)) for v in range(0, vectors, 2)]
+    def panels(self, body: Callable[[Expr, int], None]) -> None:
+        """Emit ``body(first column, vectors)`` for panels of a head, two vectors wide."""
+        pairs, odd = divmod(self.head_dim // self.lanes, 2)
+        with loop(pairs) as pair:
+            body(bind(pair * (2 * self.lanes)), 2)
+        if odd:
+            body(2 * pairs * self.lanes, 1)
 
 
 def rotate(
@@ -216,7 +219,10 @@ class QueryBlock:
         return total
 
     def mix(
-        self, weights: Buffer, source: Callable[[Expr, int], Expr], target: Callable[..., None]
+        self,
+        weights: Buffer,
+        source: Callable[[Expr, Expr], Expr],
+        target: Callable[[Expr, Expr, Expr], None],
     ) -> None:
         """Emit ``sum_j weights[j, i] source(j)`` for each query i of the block.
 
@@ -225,19 +231,21 @@ class QueryBlock:
         heads, n = self.heads, self.heads.lanes
         end = bind(self._end_of_tokens())
         with loop(heads.block // heads.rows) as t:
-            for column, width in heads.panels():
+
+            def panel(column: Expr, width: int) -> None:
                 tile = Tile(heads.rows, width, n)
                 tile.fill()
                 accumulate(
                     tile,
                     end,
                     lambda i, j: weights[j, t * heads.rows + i],
-                    lambda j, v, column=column: source(j, column + v * n),
+                    lambda j, v: source(j, column + v * n),
                     begin=self.begin,
                 )
-                for i in range(heads.rows):
-                    for v in range(width):
-                        target(t * heads.rows + i, column + v * n, tile[i, v])
+                for i, v in tile:
+                    target(t * heads.rows + i, column + v * n, tile[i, v])
+
+            heads.panels(panel)
 
     def _end_of_tokens(self) -> Expr:
         whole = self.heads.context % self.heads.block == 0

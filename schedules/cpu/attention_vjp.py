@@ -1,7 +1,7 @@
 """The adjoint of attention: threads take key heads, so that nothing is added to by two of them.
 
-With weights P, outer adjoint dO and ``dP = dO V^T``, each block of queries adds ``P^T dO`` to dV and
-``dS^T Q`` to dK, where ``dS = P (dP - rowsum(P dP)) / sqrt(D)``, and is itself done with
+With weights P, outer adjoint dO and ``dP = dO V^T``, each block of queries adds ``P^T dO`` to dV
+and ``dS^T Q`` to dK, where ``dS = P (dP - rowsum(P dP)) / sqrt(D)``, and is itself done with
 ``dQ = dS K`` (Dao et al. 2022, appendix B.4). P is computed again.
 """
 
@@ -84,8 +84,7 @@ class _KeyHead:
     def emit(self) -> None:
         """Emit the whole head."""
         heads = self.heads
-        column = (heads.heads + heads.kv_heads + self.kv) * heads.head_dim
-        first = self.b * heads.context
+        column, first = self._column(heads.heads + heads.kv_heads), self.b * heads.context
         copy_rows(
             heads,
             lambda j, d, n: load(self.qkv, first + j, column + d, lanes=n),
@@ -100,8 +99,11 @@ class _KeyHead:
             self.block.open(self.starts, self.b, bind(q * heads.block))
             with loop(heads.group) as g:
                 self._query_block(bind(self.kv * heads.group + g))
-        copy_to_out = (self.b, self.kv)
-        self._store_keys_and_values(*copy_to_out)
+        self._store_keys_and_values()
+
+    def _column(self, head: int) -> Expr:
+        """Return the column of this head among those of the fused input from `head` on."""
+        return bind((head + self.kv) * self.heads.head_dim)
 
     def _query_block(self, h: Expr) -> None:
         heads, block = self.heads, self.block
@@ -117,18 +119,20 @@ class _KeyHead:
             lambda r, d, vector: store(self.dquery, vector, r, d),
         )
         with loop(heads.block) as r:
+            place = bind(int64(block.place[r]))
             row = self.b * heads.context + block.first + r
             column = h * heads.head_dim
-            block.when_token(r, lambda: self._rotate_back(self.dquery, r, row, column, block, r))
+            block.when_token(r, lambda: self._rotate_back(self.dquery, r, place, row, column))
 
     def _rotate_back(
-        self, source: Buffer, i: Expr, row: Expr, column: Expr, block: QueryBlock, r: Expr
+        self, source: Buffer, r: Expr, position: Expr, row: Expr, column: Expr
     ) -> None:
+        """Emit row r of an adjoint, rotated back, into the output."""
         rotate(
             self.heads,
             self.rope,
-            bind(int64(block.place[r])),
-            lambda d, n: load(source, i, d, lanes=n),
+            position,
+            lambda d, n: load(source, r, d, lanes=n),
             lambda d, value: store(self.out, value, row, column + d),
             back=True,
         )
@@ -176,32 +180,27 @@ class _KeyHead:
         heads, n = self.heads, self.heads.lanes
 
         def tile_of(j: Expr) -> None:
-            for column, width in heads.panels():
+            def panel(column: Expr, width: int) -> None:
                 tile = Tile(heads.rows, width, n)
-                tile.fill(lambda i, v, column=column: load(total, j + i, column + v * n, lanes=n))
+                tile.fill(lambda i, v: load(total, j + i, column + v * n, lanes=n))
                 accumulate(
                     tile,
                     heads.block,
                     lambda i, r: weights[j + i, r],
-                    lambda r, v, column=column: load(rows, r, column + v * n, lanes=n),
+                    lambda r, v: load(rows, r, column + v * n, lanes=n),
                 )
-                tile.store(lambda i, v, column=column: (total, j + i, column + v * n))
+                tile.store(lambda i, v: (total, j + i, column + v * n))
+
+            heads.panels(panel)
 
         self.block.key_tiles(tile_of)
 
-    def _store_keys_and_values(self, b: Expr, kv: Expr) -> None:
-        heads = self.heads
-        key_column = (heads.heads + kv) * heads.head_dim
-        value_column = (heads.heads + heads.kv_heads + kv) * heads.head_dim
+    def _store_keys_and_values(self) -> None:
+        heads, n = self.heads, self.heads.lanes
+        key_column = self._column(heads.heads)
+        value_column = self._column(heads.heads + heads.kv_heads)
         with loop(heads.context) as j:
-            row = b * heads.context + j
-            rotate(
-                heads,
-                self.rope,
-                bind(j - int64(self.starts[b, j])),
-                lambda d, n: load(self.dkey, j, d, lanes=n),
-                lambda d, value: store(self.out, value, row, key_column + d),
-                back=True,
-            )
-            for d in range(0, heads.head_dim, heads.lanes):
-                store(self.out, load(self.dvalue, j, d, lanes=heads.lanes), row, value_column + d)
+            row, position = self.b * heads.context + j, bind(j - int64(self.starts[self.b, j]))
+            self._rotate_back(self.dkey, j, position, row, key_column)
+            for d in range(0, heads.head_dim, n):
+                store(self.out, load(self.dvalue, j, d, lanes=n), row, value_column + d)

@@ -195,11 +195,11 @@ class _Product:
         few = static(self.tokens) is not None and self.tokens <= FEW
         work = self.rows * self.tiles * TILE
         parallel = not few or work * self.tokens >= PARALLEL_WORK
-        row_tiles(self.rows // self.isa.lanes, self.isa.tile[1], self._panel, parallel)
+        row_tiles(self.rows // self.isa.lanes, self.isa.dot.tile[1], self._panel, parallel)
 
     def _panel(self, first: Expr, width: int) -> None:
         """Emit `width` vectors of rows from vector `first` on, for every token."""
-        lanes, height = self.isa.lanes, self.isa.tile[0]
+        lanes, height = self.isa.lanes, self.isa.dot.tile[0]
         rows = [bind((first + v) * lanes) for v in range(width)]
 
         def streamed(token: Expr, high: int) -> None:
@@ -238,7 +238,7 @@ class _Product:
         lanes, dot, width = self.isa.lanes, self.isa.dot, len(rows)
         # A chain of products is as slow as their latency: short tiles keep several chains.
         chains = 2 if height * width <= CHAINS else 1
-        group = 4 // chains
+        group = max(dot.group // chains, 1)
         tiles = [Tile(height, width, lanes, dot.sum_dtype) for _ in range(chains)]
         for tile in tiles:
             tile.fill()

@@ -1,4 +1,4 @@
-"""Attention of new tokens over the cache, and what writes their keys and values into it.
+"""Attention of new tokens over the cache of keys and values.
 
 Positions are the lanes of the keys, so a score is a product of scalars of the query by vectors of
 the cache. The rows of a register tile are the query heads that share a key head, for one token, or
@@ -10,7 +10,7 @@ The capacity of the cache must be a multiple of 16, so that a vector of keys end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -19,7 +19,6 @@ from tvm.tirx.script.builder import ir as T
 from ...targets import Target
 from .attention_blocks import MASKED, Heads, rotate
 from .isa import Isa
-from .loops import over_rows
 from .microkernel import (
     Buffer,
     Expr,
@@ -34,7 +33,6 @@ from .microkernel import (
     loop,
     shape,
     splat,
-    static,
     store,
     when,
     zeros,
@@ -83,15 +81,13 @@ class _CachedAttention:
         self.tokens, self.capacity = shape(qkv)[0], shape(values)[2]
 
     def emit(self) -> None:
-        """Emit the kernel: threads over key heads and blocks of tokens where there is work."""
-        seen = T.alloc_buffer((1,), "int64")
-        store(seen, tirx.const(0, "int64"), 0)
-        with loop(self.tokens) as t:
-            store(seen, seen[0] + int64(self.position[t]) + 1, 0)
-        work = seen[0] * (self.heads.heads * self.heads.head_dim)
-        branch(
-            work >= PARALLEL_WORK, lambda: self._tasks(parallel=True), lambda: self._tasks(False)
-        )
+        """Emit the kernel; one token over a short cache is not worth waking the threads."""
+        if self.tokens != 1:
+            self._tasks(parallel=True)
+            return
+        width = self.heads.heads * self.heads.head_dim
+        large = (int64(self.position[0]) + 1) * width >= PARALLEL_WORK
+        branch(large, lambda: self._tasks(parallel=True), lambda: self._tasks(parallel=False))
 
     def _tasks(self, parallel: bool) -> None:
         heads, rows = self.heads, self.heads.rows
@@ -205,12 +201,14 @@ class _CachedAttention:
                 top[r, 0] = T.max(top[r, 0], tile[r, v])
             tile.store(lambda r, v: (scores, r, (first + v) * n))
 
-        width = max(1, 2 * heads.rows // height)
-        with loop(vectors // width) as chunk:
-            columns(chunk * width, width)
-        if width > 1:
-            with loop(vectors, begin=vectors // width * width) as vector:
-                columns(vector, 1)
+        # Wide tiles first, to hide the latency of additions; narrower ones for what remains.
+        widest = min(8, max(1, 2 * heads.rows // height))
+        done: Expr = 0
+        for width in sorted({widest, min(widest, 2), 1}, reverse=True):
+            end = vectors // width
+            with loop(end, begin=done // width) as chunk:
+                columns(chunk * width, width)
+            done = end * width
         return [horizontal(bind(top[r, 0]), T.max) for r in range(height)]
 
     def _mixed(
@@ -267,45 +265,3 @@ def _exponentials(scores: Buffer, top: Sequence[Expr], vectors: Expr, n: int) ->
             total[r, 0] = total[r, 0] + weight
             store(scores, weight, r, vector * n)
     return [horizontal(bind(total[r, 0]), lambda a, b: a + b) for r in range(len(top))]
-
-
-def append_kv(
-    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
-) -> tirx.PrimFunc | None:
-    """Lay out the write of new keys, rotated, and values into the cache, in place."""
-    if int(parameters["head_dim"]) % 16:
-        return None
-    heads = Heads(Isa(target), parameters)
-    d = heads.head_dim
-
-    def body(
-        qkv: Buffer,
-        sequence: Buffer,
-        position: Buffer,
-        rope: Buffer,
-        keys: Buffer,
-        values: Buffer,
-    ) -> None:
-        tokens = shape(qkv)[0]
-
-        def head(kv: Expr) -> None:
-            rotated = T.alloc_buffer((d,))
-            with loop(tokens) as t:
-                s, place = bind(int64(sequence[t])), bind(int64(position[t]))
-                column = bind((heads.heads + kv) * d)
-                rotate(
-                    heads,
-                    rope,
-                    place,
-                    lambda e, n: load(qkv, t, column + e, lanes=n),
-                    lambda e, value: store(rotated, value, e),
-                )
-                with loop(d) as e:
-                    store(keys, rotated[e], s, kv, e, place)
-                for e in range(0, d, heads.lanes):
-                    value = load(qkv, t, column + heads.kv_heads * d + e, lanes=heads.lanes)
-                    store(values, value, s, kv, place, e)
-
-        over_rows(heads.kv_heads, tokens * d, head)
-
-    return build(function, body)

@@ -30,7 +30,7 @@ def default(
     blocks = normalize_prim_func(schedule)
     if blocks is None:
         return function
-    kept = [block for block in blocks if not _inlined(schedule, block, blocks)]
+    kept = [block for block in blocks if not _inlined(schedule, block)]
     for block in kept:
         if block.is_injective():
             _lay_out_elements(schedule, block, Isa(target).lanes)
@@ -39,13 +39,14 @@ def default(
     return schedule.mod["main"].with_attrs(dict(function.attrs.items()) if function.attrs else {})
 
 
-def _inlined(schedule: Schedule, block: SBlockInfo, blocks: list[SBlockInfo]) -> bool:
+def _inlined(schedule: Schedule, block: SBlockInfo) -> bool:
     """Move an elementwise block into the one elementwise block that reads it; tell whether done."""
     consumers = schedule.get_consumers(block.block_rv)
     if not block.is_injective() or len(consumers) != 1:
         return False
-    reader = schedule.get(consumers[0])
-    if any(schedule.get(b.block_rv).same_as(reader) and not b.is_injective() for b in blocks):
+    # A reduction would compute the element again at each step of its loops.
+    kinds = {axis.iter_type for axis in schedule.get(consumers[0]).iter_vars}
+    if kinds - {tirx.IterVar.DataPar}:
         return False
     return _tried(lambda: schedule.compute_inline(block.block_rv))
 

@@ -51,6 +51,8 @@ SLICES = 16
 """Most slices of the vocabulary, the bound on how many threads help."""
 PARTIAL_BYTES = 4 << 20
 """Largest memory for the slices' gradients."""
+PADDING = 16
+"""Elements of a 64-byte cache line."""
 LOWEST = -1e30
 """The maximum of no logits."""
 
@@ -116,7 +118,8 @@ class _HeadLoss:
         self.active = T.alloc_buffer((self.tokens,), "int32")
         self.count = T.alloc_buffer((1,), "int32")
         self.token = T.alloc_buffer((chunk,), "int32")
-        self.turned = T.alloc_buffer((self.columns, chunk), "float32")
+        group = self.width * self.isa.lanes
+        self.turned = T.alloc_buffer((chunk // group, self.columns, group), "float32")
         self.chosen = T.alloc_buffer((chunk,), "float32")
         self.top = T.alloc_buffer((slices, chunk), "float32")
         self.total = T.alloc_buffer((slices, chunk), "float32")
@@ -155,11 +158,12 @@ class _HeadLoss:
 
     def _gather(self, first: Expr) -> None:
         """Emit the transposition of a chunk's tokens; lanes without a token hold zeros."""
+        group = self.width * self.isa.lanes
         with loop(self.chunk) as t:
 
             def copy(value: Callable[[Expr], Expr]) -> None:
                 with loop(self.columns) as k:
-                    store(self.turned, value(k), k, t)
+                    store(self.turned, value(k), t // group, k, t % group)
 
             def take() -> None:
                 store(self.token, self.active[first + t], t)
@@ -188,7 +192,8 @@ class _HeadLoss:
         """Emit the share of `rows` rows of the table from `row` on."""
         lanes = self.isa.lanes
         row = bind(row)
-        weights = T.alloc_buffer((rows, self.columns), "float32")
+        # A row longer by one cache line: rows of 2^n bytes would all compete for the same lines.
+        weights = T.alloc_buffer((rows, self.columns + PADDING), "float32")
         values = T.alloc_buffer((rows, self.chunk), "float32")
         rescale = T.alloc_buffer((self.chunk,), "float32")
         with loop(rows) as r, loop(self.columns // lanes) as k:
@@ -222,7 +227,7 @@ class _HeadLoss:
                     sums,
                     self.columns,
                     lambda i, k: weights[first + i, k],
-                    lambda k, v: load(self.turned, k, g * group + v * lanes, lanes=lanes),
+                    lambda k, v: load(self.turned, g, k, v * lanes, lanes=lanes),
                 )
                 sums.store(
                     lambda i, v: (values, first + i, g * group + v * lanes),

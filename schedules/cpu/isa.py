@@ -63,9 +63,14 @@ class DotProduct:
         Of the accumulators.
     steps : int
         Steps in a packed tile, and words in 16 stored activations.
+    group : int
+        Steps to accumulate at once.
+    tile : tuple of int
+        Height and width of the largest register tile that leaves room for a group's operands.
     """
 
-    dtype, sum_dtype, steps = "float32", "float32", 16
+    dtype, sum_dtype, steps, group = "float32", "float32", 16, 1
+    tile = (4, 2)
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
@@ -96,7 +101,8 @@ class DotProduct:
 class _ByteDotProduct(DotProduct):
     """Four columns a step: the bytes of a 32-bit lane."""
 
-    dtype, sum_dtype, steps = "int32", "int32", 4
+    dtype, sum_dtype, steps, group = "int32", "int32", 4, 4
+    tile = (6, 4)
 
     def codes(self, words: Expr, step: int) -> Expr:
         return self._masked(words, 2 * step, 0x03030303)
@@ -141,6 +147,8 @@ class MultiplyAddBytes(_ByteDotProduct):
 
     A 16-bit lane holds two products of at most 2 * 128 for each of at most four steps.
     """
+
+    tile = (4, 2)
 
     def accumulate(self, total: Expr, codes: Sequence[Expr], words: Sequence[Expr]) -> Expr:
         """Return `total` plus the products of at most four steps."""

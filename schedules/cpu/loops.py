@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .microkernel import Buffer, Expr, bind, branch, horizontal, load, loop, static, store, zeros

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,18 @@ BIOMEDQA = Path(__file__).resolve().parents[2] / "examples" / "biomedqa"
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nano, compiled for short rows so that a training step is quick."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `fabric compile nano` says: short rows, so that a training step is quick."""
     folder = tmp_path_factory.mktemp("bundle")
-    fabric_json(
-        "compile", "nano", "-o", "nano.fabric", "--context", 64, "--lora-rank", 2, cwd=folder
+    return fabric_json(
+        "compile", "nano", "-o", folder / "nano.fabric", "--context", 64, "--lora-rank", 2
     )
-    return folder / "nano.fabric"
+
+
+@pytest.fixture(scope="session")
+def bundle(compiled: dict[str, Any]) -> Path:
+    """The folder of that bundle."""
+    return Path(compiled["bundle"])
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 import pytest
-from bitfabric.cli.common import Output, command, explain
+from bitfabric.cli.common import command, explain
+from bitfabric.cli.output import Output
 from bitfabric.targets import FabricError
 from click.testing import CliRunner, Result
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .helpers import fabric, fabric_json
 
 
-def test_compile(bundle: Path) -> None:
-    found = fabric_json("compile", "nano", "-o", bundle, "--context", 64, "--lora-rank", 2)
-    assert Path(found["bundle"]) == bundle
-    assert Path(found["module"]).is_file()
-    assert found["model"] == "nano"
-    assert found["parameters"] > 1e6
-    assert found["size_mib"] > 0
+def test_compile(compiled: dict[str, Any], bundle: Path) -> None:
+    assert set(compiled) == {
+        "bundle", "module", "model", "target", "parameters", "seconds", "size_mib",
+    }  # fmt: skip
+    assert Path(compiled["module"]) == bundle / "module.so"
+    assert Path(compiled["module"]).is_file()
+    assert compiled["model"] == "nano"
+    assert compiled["parameters"] > 1e6
+    assert compiled["size_mib"] > 0
 
 
 def test_training(bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from bitfabric.cli.common import Output
-from bitfabric.cli.quickstart import ADAPTER, BUNDLE, MARKER, Story
+from bitfabric.cli.output import Output
+from bitfabric.cli.quickstart import ADAPTER, BUNDLE, MARKER, Story, sparkline
 from bitfabric.targets import FabricError
 
 from .helpers import fabric, fabric_json
@@ -64,6 +64,13 @@ def test_a_marker_that_is_no_json_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / MARKER).write_text("{")
     Story(Output(), tmp_path, 0).prepare()
     assert (tmp_path / "train.jsonl").is_file()
+
+
+def test_the_curve_in_the_terminal_follows_the_losses() -> None:
+    assert sparkline([7, 6, 5, 4, 3, 2, 1, 0], 40) == "█▇▆▅▄▃▂▁"
+    assert sparkline([4, 4, 4, 0, 0, 0], 2) == "█▁"
+    assert sparkline([3.5], 40) == "▁"
+    assert sparkline([], 40) == ""
 
 
 @pytest.mark.slow

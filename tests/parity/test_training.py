@@ -13,7 +13,12 @@ from ..reference.torch_bitnet import TorchBitNet, random_adapter, steady_tokens
 from .conftest import CASES, Compiled, compile_tiny, random_starts
 
 
-def _setting(tiny: Compiled, seed: int = 0):
+def labelled(batch: Batch) -> int:
+    """Positions with a loss."""
+    return int((batch.labels >= 0).sum())
+
+
+def setting(tiny: Compiled, seed: int = 0):
     """A random adapter, its reference, and a batch on which rounding decides nothing."""
     options = tiny.options
     adapter = random_adapter(
@@ -29,7 +34,7 @@ def _setting(tiny: Compiled, seed: int = 0):
 
 
 def test_loss_and_every_lora_gradient_equal_torchs(tiny: Compiled) -> None:
-    adapter, reference, batch = _setting(tiny)
+    adapter, reference, batch = setting(tiny)
     engine = TrainingEngine(tiny.bundle)
     engine.load_adapter_tensors(adapter)
     loss = engine.accumulate(batch, 1.0, seed=0)
@@ -45,7 +50,7 @@ def test_loss_and_every_lora_gradient_equal_torchs(tiny: Compiled) -> None:
 
 
 def test_micro_batches_add_up_to_one_batch(tiny: Compiled) -> None:
-    adapter, _, batch = _setting(tiny)
+    adapter, _, batch = setting(tiny)
     engine = TrainingEngine(tiny.bundle)
     engine.load_adapter_tensors(adapter)
     engine.accumulate(batch, 0.25, seed=0)
@@ -56,14 +61,14 @@ def test_micro_batches_add_up_to_one_batch(tiny: Compiled) -> None:
 
 
 def test_evaluation_equals_the_training_loss(tiny: Compiled) -> None:
-    adapter, _, batch = _setting(tiny)
+    adapter, _, batch = setting(tiny)
     engine = TrainingEngine(tiny.bundle)
     engine.load_adapter_tensors(adapter)
     assert engine.evaluate(batch) == engine.accumulate(batch, 1.0, seed=0)
 
 
 def test_update_is_torchs_adamw_with_clipping(tiny: Compiled) -> None:
-    adapter, reference, batch = _setting(tiny)
+    adapter, reference, batch = setting(tiny)
     engine = TrainingEngine(tiny.bundle)
     engine.load_adapter_tensors(adapter)
     parameters = {n: torch.from_numpy(v.copy()).requires_grad_() for n, v in adapter.items()}
@@ -71,7 +76,7 @@ def test_update_is_torchs_adamw_with_clipping(tiny: Compiled) -> None:
         parameters.values(), lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1
     )
     for step in (1, 2, 3):
-        engine.accumulate(batch, 1.0 / batch.labelled, seed=0)
+        engine.accumulate(batch, 1.0 / labelled(batch), seed=0)
         # The optimiser is judged on the engine's own gradients: rounding can't tell them apart.
         for name, gradient in engine.gradient_tensors().items():
             parameters[name].grad = torch.from_numpy(gradient)
@@ -91,9 +96,9 @@ def test_the_same_seed_gives_the_same_bits(tiny: Compiled) -> None:
     for _ in range(2):
         engine = TrainingEngine(tiny.bundle)
         engine.initialize_adapter(seed=7)
-        _, _, batch = _setting(tiny)
+        _, _, batch = setting(tiny)
         for step in (1, 2, 3):
-            engine.accumulate(batch, 1.0 / batch.labelled, seed=step)
+            engine.accumulate(batch, 1.0 / labelled(batch), seed=step)
             engine.update(learning_rate=1e-2, step=step)
         states.append(engine.state())
     for name in states[0]:
@@ -115,7 +120,7 @@ def test_initial_adapter_is_pefts(tiny: Compiled) -> None:
 def test_dropout_scales_masks_and_repeats(tmp_path) -> None:
     plain = compile_tiny(tmp_path / "a", CASES["grouped-query-relu2"])
     dropped = compile_tiny(tmp_path / "b", {"lora": {"dropout": 0.5}})
-    adapter, _, batch = _setting(plain)
+    adapter, _, batch = setting(plain)
     engines = [TrainingEngine(each.bundle) for each in (plain, dropped)]
     for engine in engines:
         engine.load_adapter_tensors(adapter)

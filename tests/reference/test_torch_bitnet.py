@@ -37,6 +37,10 @@ def transformers_model(folder: Path) -> Any:
 def float32_folder(folder: Path, family: str, storage: str, **changes: Any) -> Path:
     """Write a tiny model in float32, so that transformers loses nothing in its own dtype."""
     tensors = masters(family, torch.float32)
+    for name in tensors:
+        if "embed_tokens" in name or "lm_head" in name:
+            # A bundle stores float16; then it stores this exactly, as it does published bf16.
+            tensors[name] = tensors[name].half().float()
     if storage == "online":
         return write_folder(folder, family, tensors, ONLINE, **changes)
     inverted = storage == "bitlinear"

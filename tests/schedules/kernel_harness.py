@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
 import tvm
-from tvm import relax, tirx
-
 from bitfabric.schedules import schedule
 from bitfabric.targets import Target
 from bitfabric.targets.cpu import AVX2, AVX512_VNNI, NEON_DOT, X86_64, cpu_flags
+from tvm import relax, tirx
 
-Size = int | tirx.Var
+Size = Any
+"""An extent: an int, or a variable."""
 
 
 def can_run(target: Target) -> bool:

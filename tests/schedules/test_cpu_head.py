@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tvm
 from bitfabric.models.kernels import head_loss, logits
 from bitfabric.schedules import schedule
-from bitfabric.targets import Target
+from bitfabric.targets import Target, host_cpu
 from bitfabric.targets.cpu import AVX512_VNNI, TARGETS
 from tvm import relax, tirx
 
@@ -137,3 +138,18 @@ def test_no_logits_are_kept() -> None:
     function, _ = _loss(arrays, True, gradient=True)
     text = schedule(function, AVX512_VNNI)[1].script()
     assert "8192)" not in text.split("func_attr")[1].split("T.parallel")[0]
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    arrays, _ = _arrays("int8", 70, 96, 3000, 0.8)
+    function, ordered = _loss(arrays, True, gradient=True)
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    found = []
+    try:
+        for threads in (1, 2):
+            configure(1, threads)
+            found.append(run(function, host_cpu(), ordered, [(70,), (70, 96)]))
+    finally:
+        configure(1, 0)
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,116 @@
+"""The write of new keys and values into the cache.
+
+A key is a column of the cache, its positions being the lanes of attention. A block of tokens with
+adjacent positions is turned in registers and written by vectors; other tokens go in singly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import Target
+from .attention_blocks import Heads, rotate, transpose
+from .isa import Isa
+from .loops import over_rows
+from .microkernel import Buffer, Expr, bind, branch, build, int64, load, loop, shape, store
+
+
+def append_kv(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out the write of new keys, rotated, and values into the cache, in place."""
+    if int(parameters["head_dim"]) % 16:
+        return None
+    heads = Heads(Isa(target), parameters)
+
+    def body(*buffers: Buffer) -> None:
+        _Append(heads, *buffers).emit()
+
+    return build(function, body)
+
+
+class _Append:
+    """The kernel's buffers, and the write of one block or token."""
+
+    def __init__(
+        self,
+        heads: Heads,
+        qkv: Buffer,
+        sequence: Buffer,
+        position: Buffer,
+        rope: Buffer,
+        keys: Buffer,
+        values: Buffer,
+    ) -> None:
+        self.heads, self.qkv, self.rope = heads, qkv, rope
+        self.sequence, self.position, self.keys, self.values = sequence, position, keys, values
+        self.tokens = shape(qkv)[0]
+
+    def emit(self) -> None:
+        """Emit the kernel; threads take key heads."""
+        heads = self.heads
+
+        def head(kv: Expr) -> None:
+            rows = T.alloc_buffer((heads.block, heads.head_dim))
+            blocks = self.tokens // heads.block
+            if blocks != 0:
+                with loop(blocks) as block:
+                    self._block(kv, bind(block * heads.block), rows)
+            with loop(self.tokens, begin=blocks * heads.block) as t:
+                self._token(kv, t, rows)
+
+        over_rows(heads.kv_heads, self.tokens * heads.head_dim, head)
+
+    def _block(self, kv: Expr, first: Expr, rows: Buffer) -> None:
+        heads, n = self.heads, self.heads.lanes
+        adjacent = T.alloc_buffer((1,), "int32")
+        store(adjacent, tirx.const(1, "int32"), 0)
+        with loop(heads.block - 1) as r:
+            t = bind(first + r)
+            step = self.position[t + 1] - self.position[t]
+            same = T.And(self.sequence[t + 1] == self.sequence[t], step == 1)
+            store(adjacent, adjacent[0] * T.cast(same, "int32"), 0)
+
+        def together() -> None:
+            columns = T.alloc_buffer((heads.head_dim, heads.block))
+            with loop(heads.block) as r:
+                self._rotated_key(kv, first + r, rows, r)
+                self._value(kv, first + r)
+            transpose(heads, rows, columns)
+            s, place = bind(int64(self.sequence[first])), bind(int64(self.position[first]))
+            with loop(heads.head_dim) as d:
+                for v in range(0, heads.block, n):
+                    store(self.keys, load(columns, d, v, lanes=n), s, kv, d, place + v)
+
+        def singly() -> None:
+            with loop(heads.block) as r:
+                self._token(kv, bind(first + r), rows)
+
+        branch(adjacent[0] == 1, together, singly)
+
+    def _token(self, kv: Expr, t: Expr, rows: Buffer) -> None:
+        s, place = bind(int64(self.sequence[t])), bind(int64(self.position[t]))
+        self._rotated_key(kv, t, rows, 0)
+        with loop(self.heads.head_dim) as d:
+            store(self.keys, rows[0, d], s, kv, d, place)
+        self._value(kv, t)
+
+    def _rotated_key(self, kv: Expr, t: Expr, rows: Buffer, r: Expr) -> None:
+        column = (self.heads.heads + kv) * self.heads.head_dim
+        rotate(
+            self.heads,
+            self.rope,
+            bind(int64(self.position[t])),
+            lambda d, n: load(self.qkv, t, column + d, lanes=n),
+            lambda d, value: store(rows, value, r, d),
+        )
+
+    def _value(self, kv: Expr, t: Expr) -> None:
+        heads, n = self.heads, self.heads.lanes
+        column = (heads.heads + heads.kv_heads + kv) * heads.head_dim
+        s, place = bind(int64(self.sequence[t])), bind(int64(self.position[t]))
+        for d in range(0, heads.head_dim, n):
+            store(self.values, load(self.qkv, t, column + d, lanes=n), s, kv, place, d)
