@@ -102,22 +102,28 @@ def child(work: str, path: Path) -> dict[str, float]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def calibration() -> dict[str, float]:
+def calibration() -> str:
     """Return the machine's own speed, measured in a process of its own."""
-    program = (
-        "import json; from calibration import calibrate; from bitfabric.targets import get_target;"
-        f"print(json.dumps(calibrate(get_target('cpu'), {os.cpu_count()}, 0.5)))"
-    )
-    folder = Path(__file__).parent
     run = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, __file__, "--measure", "calibration", ""],
         capture_output=True,
         text=True,
         check=True,
-        cwd=folder,
-        env={**os.environ, "TVM_NUM_THREADS": str(os.cpu_count())},
     )
-    return json.loads(run.stdout.splitlines()[-1])
+    return run.stdout.splitlines()[-1]
+
+
+def calibrated(_: str) -> dict[str, str]:
+    """Return the calibration in units that people read."""
+    from bitfabric.compiler.calibration import calibrate
+    from bitfabric.targets import get_target
+
+    speed = calibrate(get_target("cpu"))
+    return {
+        "f32 GFLOP/s": f"{speed.float32 / 1e9:.0f}",
+        "int8 dot GOP/s": f"{speed.int8 / 1e9:.0f}",
+        "read GB/s": f"{speed.read / 1e9:.1f}",
+    }
 
 
 def report(model: str, path: Path) -> None:
@@ -133,7 +139,8 @@ def report(model: str, path: Path) -> None:
         ("training peak memory, MiB", trained, "memory"),
     ):
         print(f"  {name:26}{ours[key]:10.1f}{rival[key]:10.1f}{ours[key] / rival[key]:8.2f}")
-    print(f"  best step {trained['best']:.1f} tokens/s; inference peak {inferred['memory']:.0f} MiB")
+    print(f"  best step: {trained['best']:.1f} tokens/s")
+    print(f"  inference peak memory: {inferred['memory']:.0f} MiB")
     print(f"  loss {trained['first_loss']:.3f} to {trained['last_loss']:.3f} in {STEPS} steps")
 
 
@@ -146,12 +153,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         work, path = arguments.measure
-        print(json.dumps({"train": train, "infer": infer}[work](path)))
+        measure = {"train": train, "infer": infer, "calibration": calibrated}[work]
+        print(json.dumps(measure(path)))
         return
-    print("calibration before:", {k: f"{v:.3g}" for k, v in calibration().items()})
+    print("calibration before:", calibration())
     for model in arguments.model or ["125M"]:
         report(model, compiled(model, arguments.folder))
-    print("\ncalibration after: ", {k: f"{v:.3g}" for k, v in calibration().items()})
+    print("\ncalibration after: ", calibration())
 
 
 if __name__ == "__main__":

@@ -47,11 +47,11 @@ ARGUMENTS = parse()
 os.environ["TVM_NUM_THREADS"] = str(ARGUMENTS.threads)
 
 import tvm  # noqa: E402  the thread pool reads the environment as it starts
+from bitfabric.compiler.calibration import best, calibrate, compiled  # noqa: E402
 from bitfabric.models.kernels import LinearGroup, bitlinear, head_loss, logits  # noqa: E402
 from bitfabric.models.kernels.bitlinear import bitlinear_vjp  # noqa: E402
 from bitfabric.schedules import schedule  # noqa: E402
 from bitfabric.targets import Target, get_target  # noqa: E402
-from calibration import best, calibrate, compiled  # noqa: E402
 from tvm import relax, tirx  # noqa: E402
 
 
@@ -160,12 +160,12 @@ def main() -> None:
     target = get_target(ARGUMENTS.target)
 
     def calibration() -> dict[str, float]:
-        peak = calibrate(target, ARGUMENTS.threads, 0.3)
+        speed = calibrate(target, ARGUMENTS.threads)
         print(
-            f"{target.name}, {ARGUMENTS.threads} threads: {peak['float'] / 1e9:.0f} GFLOP/s, "
-            f"{peak['int8'] / 1e9:.0f} int8 GOP/s, {peak['bytes'] / 1e9:.1f} GB/s read"
+            f"{target.name}, {ARGUMENTS.threads} threads: {speed.float32 / 1e9:.0f} GFLOP/s, "
+            f"{speed.int8 / 1e9:.0f} int8 GOP/s, {speed.read / 1e9:.1f} GB/s read"
         )
-        return peak
+        return {"float": speed.float32, "int8": speed.int8, "bytes": speed.read}
 
     peak = calibration()
     for model in ARGUMENTS.model or sorted(SIZES):

@@ -28,7 +28,7 @@ def inspect_command(output: Output, bundle: Path, seed: int | None) -> None:
     """
     from ..runtime.bundle import open_bundle
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, foreign=True)
     manifest = opened.manifest
     size = sum(entry["bytes"] for entry in manifest["files"].values()) / MIB
     output.say(f"[bold]{opened.path}[/]  {size:.1f} MiB, every file as it was written\n")

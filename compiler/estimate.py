@@ -25,18 +25,23 @@ PROCESS_MIB = {True: 58.0, False: 52.0}
 SCRATCH_MIB = 4.0
 """What the kernels allocate inside: quantised inputs, panels, one chunk of logits."""
 EFFICIENCY = {
-    "ternary forward": 1.6,
-    "straight-through": 0.8,
-    "head": 0.6,
-    "lora": 0.3,
-    "attention": 0.2,
+    "ternary forward": 0.80,
+    "straight-through": 0.88,
+    "head": 0.82,
+    "lora": 0.65,
+    "attention": 0.45,
 }
-"""Operations a second of a kind of kernel, in units of the calibrated float32 matrix product."""
+"""Fraction of the calibrated speed that a kind of kernel reaches: of int8 the first, of float32
+the others."""
 STREAMS = 12
 """Passes over ``(T, H)`` float32 arrays of the elementwise kernels of a layer and step."""
-CALL_SECONDS = 6e-6
-"""Cost of a kernel call: the virtual machine and the start of the threads."""
-KERNELS_A_LAYER = {True: 34, False: 11}
+CALL_SECONDS = {True: 6e-6, False: 4.5e-6}
+"""Cost of a kernel call in training and in inference: the virtual machine, starting threads."""
+KERNELS_A_LAYER = {True: 34, False: 14}
+READ_EFFICIENCY = 0.72
+"""Fraction of the calibrated memory speed at which packed weights stream."""
+CACHED_BYTES = 20e6
+"""What the processor's cache holds from one token to the next."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def estimate(
     """
     rows = _training_rows(config, target, options) if train else _inference_rows(config, options)
     rows = [("Python and TVM's runtime", PROCESS_MIB[train]), *rows]
-    speed = calibration or calibrate()
+    speed = calibration or calibrate(target)
     seconds = _training_seconds if train else _token_seconds
     return Estimate(
         peak_memory_mib=sum(mib for _, mib in rows),
@@ -135,13 +140,11 @@ def _training_rows(
 
 
 def _inference_rows(config: ModelConfig, options: CompileOptions) -> list[tuple[str, float]]:
-    width = config.num_kv_heads * config.head_dim
-    cache = 2 * config.num_layers * options.context * width * 4
     adapter = config.num_layers * adapter_layout(config, options.lora).size * 4
     return [
         *_weight_rows(config, options),
         ("adapter", adapter / MIB),
-        ("key and value cache", cache / MIB),
+        ("key and value cache", _cache_bytes(config, options) / MIB),
         ("workspace", SCRATCH_MIB),
     ]
 
@@ -161,14 +164,21 @@ def _training_seconds(
         "lora": 5 * adapter,
         "attention": attention,
     }
-    seconds = sum(work[kind] / (EFFICIENCY[kind] * speed.f32_flops) for kind in work)
+    peak = dict.fromkeys(work, speed.float32) | {"ternary forward": speed.int8}
+    seconds = sum(work[kind] / (EFFICIENCY[kind] * peak[kind]) for kind in work)
     streamed = STREAMS * tokens * (config.hidden_size + config.intermediate_size) * 4 * depth
-    calls = depth * KERNELS_A_LAYER[True] * CALL_SECONDS
-    return seconds + streamed / speed.read_bytes + calls
+    calls = depth * KERNELS_A_LAYER[True] * CALL_SECONDS[True]
+    return seconds + streamed / speed.read + calls
 
 
 def _token_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:
-    """Every packed weight and the head are read once a token."""
+    """Every packed weight, the head, and the keys and values so far are read once a token."""
     read = sum(mib for _, mib in _weight_rows(config, options)) * MIB
-    calls = config.num_layers * KERNELS_A_LAYER[False] * CALL_SECONDS
-    return read / speed.read_bytes + calls
+    read += _cache_bytes(config, options)
+    calls = config.num_layers * KERNELS_A_LAYER[False] * CALL_SECONDS[False]
+    return max(read - CACHED_BYTES, 0.0) / (READ_EFFICIENCY * speed.read) + calls
+
+
+def _cache_bytes(config: ModelConfig, options: CompileOptions) -> int:
+    """Return the bytes of the float32 keys and values of one context."""
+    return 2 * config.num_layers * options.context * config.num_kv_heads * config.head_dim * 4

@@ -92,8 +92,15 @@ class Bundle:
         return tensors
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(path: str | Path, foreign: bool = False) -> Bundle:
     """Open a bundle by its folder or its ``module.so``.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        The folder, or the module in it.
+    foreign : bool
+        Whether one for another kind of machine will do, to be looked at.
 
     Raises
     ------
@@ -105,8 +112,22 @@ def open_bundle(path: str | Path) -> Bundle:
     folder = folder.parent if folder.name == "module.so" else folder
     manifest = _read_manifest(folder)
     _check_files(folder, manifest)
-    _check_target(folder, manifest)
+    if not foreign:
+        _check_target(folder, manifest)
     return Bundle(folder, manifest)
+
+
+def read_model_config(path: str | Path) -> dict[str, Any]:
+    """Read the model's configuration from a bundle, for any machine, without its weights.
+
+    Raises
+    ------
+    BundleError
+        If it is no bundle, or its manifest is altered or newer than this program.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.name == "module.so" else folder
+    return _read_manifest(folder)["model"]["config"]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

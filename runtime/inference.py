@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from ..targets import FabricError
 from .bundle import Bundle
 from .device import Machine, Tensor, aligned, tensor, to_numpy
@@ -42,7 +43,8 @@ class InferenceEngine:
         batch: int = 1,
     ) -> None:
         self.bundle, self.batch = bundle, batch
-        self.capacity = math.ceil(capacity / LANES) * LANES
+        # An odd number of vectors: rows a power of two apart would share the same cache sets.
+        self.capacity = LANES * (math.ceil(capacity / LANES) | 1)
         self._machine = Machine(bundle)
         self._positions = np.zeros(batch, np.int32)
         config = bundle.config

@@ -100,7 +100,7 @@ def _add(
                     )[0]
 
                 x = decoder_layer(bb, config, x, weights, use, attend)
-            chosen = bb.emit(relax.op.take(x, select, axis=0)) if count != 1 else x
+            chosen = bb.emit(relax.op.take(x, select, axis=0, mode="clip")) if count != 1 else x
             out = bb.emit_output(logits(bb, ends.normalised(bb, chosen), *ends.head))
         bb.emit_func_output(out)
 

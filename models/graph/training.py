@@ -273,5 +273,5 @@ def _add_update(bb: relax.BlockBuilder, depth: int, size: int) -> None:
         updated = []
         for i in range(depth):
             items = [bb.emit(relax.TupleGetItem(buffer, i)) for buffer in buffers]
-            updated.append(adamw(bb, *items, hyper))
+            updated.append(adamw(bb, items, hyper))
         bb.emit_func_output(relax.Tuple(updated))

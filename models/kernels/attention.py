@@ -8,6 +8,7 @@ new tokens, each with its sequence and position, over a key and value cache.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from tvm import relax, te, tirx
@@ -251,8 +252,8 @@ def attention_vjp(
 
 @register_adjoint("attention")
 def _adjoint(
-    bb: relax.BlockBuilder, dy: relax.Var, arguments: list[relax.Expr], parameters: Parameters
-) -> list[relax.Var | None]:
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: Sequence[relax.Expr], parameters: Parameters
+) -> list[relax.Expr | None]:
     qkv, starts, rope = arguments
     shape = AttentionShape(**{name: int(value) for name, value in parameters.items()})
     return [attention_vjp(bb, dy, qkv, starts, rope, shape), None, None]
@@ -271,7 +272,7 @@ def _append_function(shape: AttentionShape) -> tirx.PrimFunc:
         rope_handle: T.handle,
         key_handle: T.handle,
         value_handle: T.handle,
-    ):
+    ) -> None:
         n, batch, capacity = T.int64(), T.int64(), T.int64()
         qkv = T.match_buffer(qkv_handle, (n, width), "float32")
         sequence = T.match_buffer(sequence_handle, (n,), "int32")
@@ -291,7 +292,9 @@ def _append_function(shape: AttentionShape) -> tirx.PrimFunc:
                     + qkv[vt, first_key + vh * d + vx] * rope[position[vt], half + vx]
                 )
                 value[sequence[vt], vh, position[vt], vx] = qkv[vt, first_value + vh * d + vx]
-                value[sequence[vt], vh, position[vt], half + vx] = qkv[vt, first_value + vh * d + half + vx]
+                value[sequence[vt], vh, position[vt], half + vx] = qkv[
+                    vt, first_value + vh * d + half + vx
+                ]
 
     return append.with_attrs(attributes("append_kv", asdict(shape)))
 

@@ -13,6 +13,7 @@ and backwards ``dx = scale (dy W)`` (straight-through) plus the adapter's own te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import relax, te, tirx
@@ -345,7 +346,7 @@ def bitlinear_vjp(
 
 @register_adjoint("bitlinear")
 def _adjoint(
-    bb: relax.BlockBuilder, dy: relax.Var, arguments: list[relax.Expr], parameters: Parameters
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: Sequence[relax.Expr], parameters: Parameters
 ) -> list[relax.Expr | None]:
     x, packed, scale, *adapter = arguments
     result = bitlinear_vjp(bb, dy, x, packed, scale, parameters, tuple(adapter))

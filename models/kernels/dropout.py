@@ -7,6 +7,8 @@ derives the mask that the interrupted one would have had. The generator is the 3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import relax, te, tirx
 
 from .emit import Parameters, emit, emit_differentiable, register_adjoint
@@ -66,8 +68,8 @@ def dropout(
 
 @register_adjoint("dropout")
 def _adjoint(
-    bb: relax.BlockBuilder, dy: relax.Var, arguments: list[relax.Expr], parameters: Parameters
-) -> list[relax.Var | None]:
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: Sequence[relax.Expr], parameters: Parameters
+) -> list[relax.Expr | None]:
     salt, probability = int(parameters["salt"]), float(parameters["probability"])
     seed = arguments[1]
     dx = emit(

@@ -10,7 +10,9 @@ from tvm import relax, tirx
 
 Parameters = dict[str, Any]
 Compute = Callable[..., Any]
-Adjoint = Callable[[relax.BlockBuilder, relax.Var, Sequence[relax.Expr], Parameters], list]
+Adjoint = Callable[
+    [relax.BlockBuilder, relax.Var, Sequence[relax.Expr], Parameters], list[relax.Expr | None]
+]
 
 
 def attributes(kernel: str, parameters: Parameters) -> dict[str, Any]:

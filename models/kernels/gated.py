@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import relax, te, tirx
 
 from .emit import Parameters, emit, emit_differentiable, register_adjoint
@@ -76,6 +78,6 @@ def gated_activation_vjp(
 
 @register_adjoint("gated_activation")
 def _adjoint(
-    bb: relax.BlockBuilder, dy: relax.Var, arguments: list[relax.Expr], parameters: Parameters
-) -> list[relax.Var | None]:
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: Sequence[relax.Expr], parameters: Parameters
+) -> list[relax.Expr | None]:
     return [gated_activation_vjp(bb, dy, arguments[0], str(parameters["kind"]))]

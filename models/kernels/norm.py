@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import relax, te, tirx
 
 from .emit import Parameters, emit, emit_differentiable, register_adjoint
@@ -76,7 +78,7 @@ def rms_norm_vjp(
 
 @register_adjoint("rms_norm")
 def _adjoint(
-    bb: relax.BlockBuilder, dy: relax.Var, arguments: list[relax.Expr], parameters: Parameters
-) -> list[relax.Var | None]:
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: Sequence[relax.Expr], parameters: Parameters
+) -> list[relax.Expr | None]:
     x, weight = arguments
     return [rms_norm_vjp(bb, dy, x, weight, float(parameters["epsilon"])), None]

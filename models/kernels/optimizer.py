@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
@@ -49,10 +51,7 @@ def sum_squares(bb: relax.BlockBuilder, gradient: relax.Expr) -> relax.Var:
 
 def adamw(
     bb: relax.BlockBuilder,
-    parameter: relax.Expr,
-    moment1: relax.Expr,
-    moment2: relax.Expr,
-    gradient: relax.Expr,
+    buffers: Sequence[relax.Expr],
     hyper: relax.Expr,
 ) -> relax.Var:
     """Emit one AdamW step on flat buffers, in place, and clear the gradient.
@@ -67,8 +66,9 @@ def adamw(
     ----------
     bb : relax.BlockBuilder
         The builder of the surrounding function.
-    parameter, moment1, moment2, gradient : relax.Expr
-        ``(n,)`` float32, all overwritten; the gradient with zeros.
+    buffers : sequence of relax.Expr
+        Parameter, first moment, second moment and gradient: ``(n,)`` float32, all overwritten;
+        the gradient with zeros.
     hyper : relax.Expr
         ``(8,)`` float32, see :data:`HYPERPARAMETERS`.
 
@@ -78,7 +78,7 @@ def adamw(
         The tuple of the four buffers.
     """
 
-    (size,) = (int(extent) for extent in parameter.ty.shape)
+    (size,) = (int(extent) for extent in buffers[0].ty.shape)
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         names = ("parameter", "moment1", "moment2", "gradient")
         p, m, v, g = (T.arg(name, T.buffer((size,), "float32")) for name in names)
@@ -95,5 +95,4 @@ def adamw(
             step = rate * (m[i] / correction1) / (tirx.sqrt(v[i] / correction2) + epsilon)
             T.buffer_store(p, p[i] - rate * decay * p[i] - step, [i])
             T.buffer_store(g, tirx.const(0.0, "float32"), [i])
-    arguments = [parameter, moment1, moment2, gradient, hyper]
-    return emit_inplace(bb, "adamw", builder.get(), arguments, [0, 1, 2, 3])
+    return emit_inplace(bb, "adamw", builder.get(), [*buffers, hyper], [0, 1, 2, 3])

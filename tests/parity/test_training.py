@@ -46,7 +46,9 @@ def test_loss_and_every_lora_gradient_equal_torchs(tiny: Compiled) -> None:
     for name, gradient in gradients.items():
         size = np.abs(wanted[name]).max()
         assert size > 0, name
-        np.testing.assert_allclose(gradient, wanted[name], rtol=1e-4, atol=1e-4 * size, err_msg=name)
+        np.testing.assert_allclose(
+            gradient, wanted[name], rtol=1e-4, atol=1e-4 * size, err_msg=name
+        )
 
 
 def test_micro_batches_add_up_to_one_batch(tiny: Compiled) -> None:
@@ -68,7 +70,7 @@ def test_evaluation_equals_the_training_loss(tiny: Compiled) -> None:
 
 
 def test_update_is_torchs_adamw_with_clipping(tiny: Compiled) -> None:
-    adapter, reference, batch = setting(tiny)
+    adapter, _, batch = setting(tiny)
     engine = TrainingEngine(tiny.bundle)
     engine.load_adapter_tensors(adapter)
     parameters = {n: torch.from_numpy(v.copy()).requires_grad_() for n, v in adapter.items()}

@@ -137,3 +137,8 @@ print(seconds)
         for _ in range(3)
     ]
     assert min(float(run.stdout) for run in runs) < 1.0
+
+
+def test_a_foreign_bundle_may_be_looked_at(copy: Path) -> None:
+    edit(copy, lambda m: m["target"]["options"].update(mtriple="riscv64-linux-gnu"))
+    assert open_bundle(copy, foreign=True).manifest["target"]["options"]["mtriple"].startswith("r")
