@@ -38,7 +38,7 @@ STREAMS = 12
 CALL_SECONDS = {True: 6e-6, False: 4.5e-6}
 """Cost of a kernel call in training and in inference: the virtual machine, starting threads."""
 KERNELS_A_LAYER = {True: 34, False: 14}
-READ_EFFICIENCY = 0.72
+READ_EFFICIENCY = 0.80
 """Fraction of the calibrated memory speed at which packed weights stream."""
 CACHED_BYTES = 20e6
 """What the processor's cache holds from one token to the next."""

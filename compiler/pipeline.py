@@ -20,6 +20,7 @@ from ..models.lora import adapter_layout
 from ..schedules import KERNEL, schedule
 from ..targets import Target
 from .differentiate import differentiate, drop_gradient_marks
+from .host_code import NAME as HOST_CODE
 from .options import CompileOptions
 
 ENTRIES = (
@@ -131,7 +132,10 @@ def build(
     lowered = dump("4-lowered", lower(module))
     progress("generate code", 0.5)
     executable = tvm.compile(
-        lowered, target=tvm.target.Target(dict(target.options)), relax_pipeline=_as_it_is()
+        lowered,
+        target=tvm.target.Target(dict(target.options)),
+        relax_pipeline=_as_it_is(),
+        tir_pipeline=HOST_CODE,
     )
     return executable, kernels, lowered
 
