@@ -6,10 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from .adapter import adapter_group
 from .compile import compile_command
 from .devices import devices_command
 from .estimate import estimate_command
+from .export import export_command
 from .inspect import inspect_command
+from .merge import merge_command
+from .models import models_command
 from .quickstart import quickstart_command
 from .run import run_command
 from .targets import targets_command
@@ -51,8 +55,12 @@ for _command in (
     quickstart_command,
     compile_command,
     run_command,
+    adapter_group,
+    merge_command,
+    export_command,
     estimate_command,
     inspect_command,
+    models_command,
     targets_command,
     devices_command,
 ):

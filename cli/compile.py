@@ -21,6 +21,7 @@ from .progress import PhaseBar
         "fabric compile nano -o nano.fabric",
         "fabric compile random:125M --context 128 --lora-rank 16",
         "fabric compile ~/models/bitnet-b1.58-2B-4T --lora-modules q_proj,v_proj",
+        "fabric compile ggml-model-i2_s.gguf --i2s-layout x86",
     ],
     seed_help="Seed of the weights of a random: model.",
 )
@@ -46,6 +47,7 @@ def compile_command(
     model: str,
     folder: Path | None,
     target: str,
+    i2s_layout: str,
     debug_dump: Path | None,
     seed: int | None,
     **values: Any,
@@ -53,14 +55,15 @@ def compile_command(
     """Compile MODEL for a target, with room for a LoRA adapter.
 
     MODEL is nano (a small BitNet that comes with fabric), random:SIZE for a model with random
-    weights and a published shape (125M, 350M, 1B, 2.7B, 3.8B, 7B, 13B), or the folder of a
-    downloaded Hugging Face BitNet. The bundle can be moved to any machine of the target's kind.
+    weights and a published shape (125M, 350M, 1B, 2.7B, 3.8B, 7B, 13B), the folder of a downloaded
+    Hugging Face BitNet, a .gguf or .onnx file, or hf://owner/name@revision, which is downloaded
+    first. The bundle can be moved to any machine of the target's kind.
     """
     from ..models import open_model
     from ..targets import get_target
 
     chosen = get_target(target)
-    checkpoint = open_model(seeded(model, seed))
+    checkpoint = open_model(seeded(model, seed), i2s_layout)
     # The compiler takes a second or two to import: what was mistyped is told before that.
     options = replace(read_options(values), debug_dump=debug_dump)
     from ..compiler import compile_model
@@ -73,6 +76,8 @@ def compile_command(
         f"Compiling [bold]{checkpoint.name}[/] ({_count(parameters)} parameters) "
         f"for [bold]{chosen.name}[/]"
     )
+    for note in checkpoint.notes:
+        output.say(f"Note: {note}")
     with PhaseBar(output) as bar:
         bundle = compile_model(checkpoint, chosen, options, folder, progress=bar)
     seconds = time.monotonic() - start

@@ -24,7 +24,13 @@ from .output import Output
 @compile_options
 @option("--inference", is_flag=True, help="Estimate writing text instead of training.")
 def estimate_command(
-    output: Output, model: str, target: str, inference: bool, seed: int | None, **values: Any
+    output: Output,
+    model: str,
+    target: str,
+    i2s_layout: str,
+    inference: bool,
+    seed: int | None,
+    **values: Any,
 ) -> None:
     """Predict the peak memory and the time of MODEL on a target.
 
@@ -35,7 +41,7 @@ def estimate_command(
     from ..targets import get_target
 
     chosen = get_target(target)
-    checkpoint = open_model(seeded(model, seed))
+    checkpoint = open_model(seeded(model, seed), i2s_layout)
     options = read_options(values)
     from ..compiler import estimate
 

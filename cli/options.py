@@ -72,6 +72,13 @@ _OPTIONS = (
         show_default=True,
         help="How the output head is stored: int8 is smaller and faster, f16 exact.",
     ),
+    option(
+        "--i2s-layout",
+        type=click.Choice(["auto", "x86", "arm"]),
+        default="auto",
+        show_default=True,
+        help="For a .gguf file with I2_S tensors: the kind of machine that wrote it.",
+    ),
 )
 
 
@@ -83,7 +90,9 @@ def compile_options(function: Function) -> Function:
 
 
 def read_options(values: dict[str, Any]) -> CompileOptions:
-    """Take the compile options out of a command's `values`; --target is left to the caller.
+    """Take the compile options out of a command's `values`.
+
+    --target and --i2s-layout, which is the model's, are left to the caller.
 
     Raises
     ------

@@ -38,7 +38,7 @@ _WORK = (
         "adapters",
         multiple=True,
         metavar="FOLDER",
-        help="The adapter: --train writes it, the others read it. "
+        help="The adapter: --train writes it, the others read it, also from a .gguf file. "
         "FOLDER:0.5 weighs it; several add up.",
     ),
 )
@@ -46,6 +46,9 @@ _WORK = (
 # Names and defaults are those of runtime's TrainingConfig; None means "not given here".
 _TRAINING = (
     _training("--resume", is_flag=True, default=False, help="Go on where this adapter's run was."),
+    _training(
+        "--init-adapter", metavar="ADAPTER", help="Start from this adapter, a folder or .gguf file."
+    ),
     _training("--eval-data", metavar="FILE", help="Validate on FILE, before and while training."),
     _training("--config", type=click.Path(path_type=Path), help="A TOML file of these settings."),
     _training("--epochs", type=float, help="How often all rows are seen.  [default: 3]"),

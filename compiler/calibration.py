@@ -151,6 +151,7 @@ def _keep(sums: Tile, thread: Any, y: Any) -> None:
     lanes = sums.lanes
     sums.store(
         lambda i, v: (y, thread * lanes),
-        lambda value, i, v: tirx.Cast(f"float32x{lanes}", value)
-        + load(y, thread * lanes, lanes=lanes),
+        lambda value, i, v: (
+            tirx.Cast(f"float32x{lanes}", value) + load(y, thread * lanes, lanes=lanes)
+        ),
     )

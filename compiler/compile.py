@@ -52,7 +52,7 @@ def compile_model(
         linker, or the disk is full. Nothing is left behind.
     """
     report = progress or (lambda phase, fraction: None)
-    linker()
+    linker(target)
     with bundle_folder(output) as folder:
         code = _code(model.config, target, options, folder / "module.so", report)
 
@@ -84,7 +84,7 @@ def _code(
     if record is None:
         executable, kernels, lowered = build(config, target, options, report)
         report("link", 0.6)
-        link(executable, path)
+        link(executable, path, target)
         record = {"kernels": kernels, "memory": function_workspaces(lowered)}
         keep(key, path, record)
     return record

@@ -22,9 +22,7 @@ class _DropGradientMark(PyExprMutator):
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
         if getattr(call.op, "name", "") == "relax.call_tir_with_grad":
-            return relax.Call(
-                tvm.ir.Op.get("relax.call_tir"), call.args, None, list(call.ty_args)
-            )
+            return relax.Call(tvm.ir.Op.get("relax.call_tir"), call.args, None, list(call.ty_args))
         return call
 
 

@@ -10,32 +10,38 @@ from pathlib import Path
 
 from tvm import relax
 
-from ..targets import FabricError
+from ..targets import FabricError, Target, machine
 
 
-def linker() -> list[str]:
-    """Return the command that links shared objects.
+def linker(target: Target) -> list[str]:
+    """Return the command that links shared objects for a target.
 
     Raises
     ------
     FabricError
-        If the machine has neither a C++ compiler nor the package ziglang.
+        If the machine has no C++ compiler, or the target is another machine's, and the package
+        ziglang, which links for any, is not installed.
     """
-    for name in ("c++", "g++", "clang++", "cc"):
+    triple = str(target.options["mtriple"])
+    native = triple.startswith(machine())
+    for name in ("c++", "g++", "clang++", "cc") if native else ():
         found = shutil.which(name)
         if found:
             return [found]
     if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "cc"]
+        return [sys.executable, "-m", "ziglang", "cc", "-target", triple]
     raise FabricError(
-        "There is no linker on this machine: no C++ compiler was found.",
-        "Install one (apt install g++), or: pip install 'bitfabric[linker]'",
+        "There is no linker on this machine: no C++ compiler was found."
+        if native
+        else f"There is no linker for {target.name} on this machine, which is {machine()}.",
+        ("Install one (apt install g++), or: " if native else "Install one for any machine: ")
+        + "pip install 'bitfabric[linker]'",
     )
 
 
-def link(executable: relax.VMExecutable, path: Path) -> None:
+def link(executable: relax.VMExecutable, path: Path, target: Target) -> None:
     """Write an executable as a shared library that TVM's runtime loads."""
-    command = linker()
+    command = linker(target)
 
     def create_shared(output: str, objects: list[str], **_: object) -> None:
         run = subprocess.run(
@@ -46,7 +52,9 @@ def link(executable: relax.VMExecutable, path: Path) -> None:
         )
         if run.returncode:
             raise FabricError(
-                f"Linking {path.name} failed: {run.stderr.strip().splitlines()[-1:]}",
+                f"Linking {path.name} failed: {run.stderr.strip().splitlines()[-1]}"
+                if run.stderr.strip()
+                else f"Linking {path.name} failed with status {run.returncode}.",
                 f"Check that this command works: {' '.join(command)} --version",
             )
 

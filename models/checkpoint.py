@@ -48,7 +48,14 @@ class Checkpoint(ABC):
         ``tokenizer.json`` (of the `tokenizers` library), ``chat_template.jinja`` and
         ``special_tokens.json`` (``{"bos_token": ..., "eos_token": ...}``, the strings that chat
         templates write), as far as the model has them.
+
+    Attributes
+    ----------
+    notes : tuple of str
+        What a person should know who compiles it: sentences, usually none.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, name: str, config: ModelConfig, tokenizer_files: Mapping[str, bytes] | None = None

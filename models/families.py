@@ -73,6 +73,8 @@ class Family:
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+MERGED_KEY = "bitfabric_merged"
+"""In config.json: the linear layers were merged into floating point, and are no BitLinears."""
 
 FAMILIES = (
     # microsoft/bitnet-b1.58-2B-4T, in transformers as BitNetForCausalLM.
@@ -122,8 +124,13 @@ def find_family(config: Mapping[str, Any]) -> Family:
     ------
     CheckpointError
         Where no row fits, or where the row's models are BitNet only with a quantisation
-        configuration and there is none.
+        configuration and there is none, or where the model no longer is one.
     """
+    if config.get(MERGED_KEY):
+        raise CheckpointError(
+            "The model was merged into floating point: its linear layers are ternary no more.",
+            "Compile the base and give the adapter to `fabric run`, or merge with --to ternary.",
+        )
     architectures = config.get("architectures") or []
     model_type = config.get("model_type")
     for family in FAMILIES:

@@ -141,9 +141,7 @@ def adapter_layout(config: ModelConfig, options: LoraOptions) -> AdapterLayout:
     for group in linear_groups(config, options.modules):
         if not group.adapters:
             continue
-        a = AdapterFactor(
-            group.name, "a", (group.adapters, options.rank, group.inputs), offset
-        )
+        a = AdapterFactor(group.name, "a", (group.adapters, options.rank, group.inputs), offset)
         b = AdapterFactor(group.name, "b", (options.rank, group.adapted_rows), offset + a.size)
         factors += [a, b]
         offset = b.offset + b.size

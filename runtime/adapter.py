@@ -1,7 +1,8 @@
-"""LoRA adapters on disk, in the form that `peft` reads and writes."""
+"""Adapters for a bundle: read from PEFT's folders or GGUF files, weighed, fitted, saved."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,20 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from ..targets import FabricError
-from .files import atomic_write, read_error
+from .files import sha256
+from .gguf_adapter import read_gguf_adapter
+from .gguf_base import Base, base_of_config
+from .gguf_file import is_gguf
+from .low_rank import AdapterError, LowRank
+from .low_rank import adapter_shapes as shapes_of
+from .peft_adapter import CONFIG_FILE, WEIGHTS_FILE, is_peft, read_peft, write_peft
 from .protocols import BundleLike, Tensors
-from .tensorfile import read_tensors, write_tensors
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-_PREFIX = "base_model.model."
-_SUFFIX = ".weight"
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-class AdapterError(FabricError):
-    """An adapter cannot be read, or does not fit the bundle."""
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "adapter_shapes",
+    "fingerprint",
+    "load_adapter",
+    "read_adapter",
+    "save_adapter",
+    "split_weight",
+]
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,30 @@ class Adapter:
             for name, tensor in self.tensors.items()
         }
 
+    def trainable(self, bundle: BundleLike, fresh: Tensors) -> Tensors:
+        """Give the same adapter as a start for training.
+
+        Directions that it does not use, because its rank is smaller or it leaves a module alone,
+        would have no gradient if both their factors were zero: they get a fresh A.
+
+        Parameters
+        ----------
+        bundle : BundleLike
+        fresh : dict of str to numpy.ndarray
+            A new adapter of the bundle's, with B zero.
+
+        Raises
+        ------
+        AdapterError
+            As `fitted` does.
+        """
+        tensors = self.fitted(bundle)
+        for name in [name for name in tensors if name.endswith("lora_A")]:
+            a, b = tensors[name], tensors[f"{name[:-1]}B"]
+            used = np.logical_or(a.any(axis=1), b.any(axis=0))
+            tensors[name] = np.where(used.reshape(-1, 1), a, fresh[name])
+        return tensors
+
 
 def save_adapter(
     folder: Path, tensors: Tensors, bundle: BundleLike, provenance: Mapping[str, Any]
@@ -95,33 +125,18 @@ def save_adapter(
     FileError
         Where the disk is full; the old files are then intact.
     """
-    with atomic_write(folder / CONFIG_FILE) as file:
-        file.write(json.dumps(_peft_config(bundle), indent=2).encode() + b"\n")
-    write_tensors(
-        folder / WEIGHTS_FILE,
-        {f"{_PREFIX}{name}{_SUFFIX}": tensors[name] for name in sorted(tensors)},
-        {"format": "pt", "bitfabric": json.dumps(provenance, sort_keys=True)},
-    )
-
-
-def _peft_config(bundle: BundleLike) -> dict[str, Any]:
-    """Give the fields of adapter_config.json (PEFT's LoraConfig)."""
     lora = bundle.lora
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model_name(bundle),
-        "r": int(lora["rank"]),
-        "lora_alpha": float(lora["alpha"]),
-        "lora_dropout": float(lora["dropout"]),
-        "use_rslora": bool(lora["rslora"]),
-        "target_modules": list(lora["modules"]),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-    }
+    adapter = LowRank(
+        path=folder,
+        tensors=tensors,
+        rank=int(lora["rank"]),
+        alpha=float(lora["alpha"]),
+        rslora=bool(lora["rslora"]),
+        dropout=float(lora["dropout"]),
+        base=model_name(bundle),
+        provenance=json.dumps(provenance, sort_keys=True),
+    )
+    write_peft(folder, adapter, list(lora["modules"]))
 
 
 def model_name(bundle: BundleLike) -> str:
@@ -137,14 +152,14 @@ def target_name(bundle: BundleLike) -> str:
 
 
 def load_adapter(name: str, bundle: BundleLike) -> Adapter:
-    """Read an adapter.
+    """Read an adapter for a bundle.
 
     Modules of the bundle that the adapter leaves alone get zeros, which change nothing.
 
     Parameters
     ----------
     name : str
-        A folder, or ``folder:weight`` for a mixture, such as ``style/:0.5``.
+        A folder of PEFT's or a GGUF file, or one with a weight, such as ``style/:0.5``.
     bundle : BundleLike
 
     Raises
@@ -154,31 +169,51 @@ def load_adapter(name: str, bundle: BundleLike) -> Adapter:
     FileError
         Where it cannot be read.
     """
-    folder, weight = split_weight(name)
-    config = _read_config(folder)
-    rank = int(config["r"])
-    expected = adapter_shapes(bundle, rank)
-    found, _ = read_tensors(folder / WEIGHTS_FILE)
-    given = {_engine_name(key): tensor for key, tensor in found.items()}
-    for key, tensor in given.items():
-        if key not in expected:
-            raise AdapterError(
-                f"The adapter in {folder} changes {key}, which the bundle has no place for.",
-                "Compile the model with every one of the adapter's modules in --lora-modules.",
-            )
-        if tensor.shape != expected[key]:
-            raise AdapterError(
-                f"{key} in {folder} has the shape {list(tensor.shape)}, and the model needs "
-                f"{list(expected[key])}.",
-                "Use an adapter that was trained on this model.",
-            )
+    path, weight = split_weight(name)
+    found = read_adapter(path, base_of_config(bundle.config))
+    shapes = adapter_shapes(bundle, found.rank)
+    found.require_fit(
+        shapes, "Compile the model with every one of the adapter's modules in --lora-modules."
+    )
     tensors = {
-        key: np.asarray(given[key], np.float32) if key in given else np.zeros(shape, np.float32)
-        for key, shape in expected.items()
+        key: found.tensors[key] if key in found.tensors else np.zeros(shape, np.float32)
+        for key, shape in shapes.items()
     }
-    alpha = float(config.get("lora_alpha", rank))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Adapter(folder, tensors, scale * weight, rank)
+    return Adapter(path, tensors, found.scale * weight, found.rank)
+
+
+def read_adapter(path: Path, base: Base | None = None) -> LowRank:
+    """Read an adapter in either format.
+
+    Parameters
+    ----------
+    path : Path
+        A folder of PEFT's or a GGUF file.
+    base : Base or None
+        The model it is for, as far as it is known; some GGUF files cannot be read without.
+
+    Raises
+    ------
+    AdapterError
+        Where it is no LoRA adapter.
+    FileError
+        Where it cannot be read.
+    """
+    return read_gguf_adapter(path, base) if is_gguf(path) else read_peft(path)
+
+
+def fingerprint(name: str) -> str:
+    """Hash an adapter and its weight, 64 hexadecimal digits.
+
+    Raises
+    ------
+    AdapterError, FileError
+        Where there is none, or it cannot be read.
+    """
+    path, weight = split_weight(name)
+    parts = [path] if is_gguf(path) else [path / WEIGHTS_FILE, path / CONFIG_FILE]
+    text = ":".join([*map(sha256, parts), repr(weight)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def split_weight(name: str) -> tuple[Path, float]:
@@ -187,7 +222,7 @@ def split_weight(name: str) -> tuple[Path, float]:
     Raises
     ------
     AdapterError
-        Where there is no such folder.
+        Where there is no such adapter.
     """
     folder, colon, number = name.rpartition(":")
     weight = 1.0
@@ -199,69 +234,14 @@ def split_weight(name: str) -> tuple[Path, float]:
     if not math.isfinite(weight):
         raise AdapterError(f"{number} is no weight for an adapter.", "Use one such as 0.5.")
     path = Path(name)
-    if not (path / WEIGHTS_FILE).is_file():
+    if not is_peft(path) and not is_gguf(path):
         raise AdapterError(
-            f"There is no adapter in {path} (no {WEIGHTS_FILE}).",
-            "Train one with --train, or name the folder of one with --adapter.",
+            f"There is no adapter in {path} (no {WEIGHTS_FILE}, no GGUF file).",
+            "Train one with --train, or name the folder or the .gguf file of one with --adapter.",
         )
     return path, weight
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json and refuse what we cannot apply."""
-    path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise read_error(path, error) from error
-    except ValueError as error:
-        raise AdapterError(f"{path} is not valid JSON: {error}.", "Restore the file.") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterError(f"{path} describes no LoRA adapter.", "Use a LoRA adapter.")
-    refused = {
-        "use_dora": "is a DoRA adapter",
-        "modules_to_save": "also replaces whole modules",
-        "rank_pattern": "has a rank of its own for some modules",
-        "alpha_pattern": "has an alpha of its own for some modules",
-        "trainable_token_indices": "also changes the embedding",
-    }
-    for field, words in refused.items():
-        if config.get(field):
-            raise AdapterError(
-                f"The adapter in {folder} {words} (`{field}`).", "Use a plain LoRA adapter."
-            )
-    if config.get("bias", "none") != "none":
-        raise AdapterError(f"The adapter in {folder} also has biases.", "Use one without.")
-    if not isinstance(config.get("r"), int) or config["r"] < 1:
-        raise AdapterError(f"{path} gives no rank (`r`).", "Restore the file.")
-    return config
-
-
-def _engine_name(key: str) -> str:
-    return key.removeprefix(_PREFIX).removesuffix(_SUFFIX)
-
-
 def adapter_shapes(bundle: BundleLike, rank: int) -> dict[str, tuple[int, int]]:
-    """Give the shape of every tensor of an adapter, by the engine's names, in their order."""
-    config = bundle.config
-    hidden, ffn = int(config["hidden_size"]), int(config["intermediate_size"])
-    attention = int(config["num_heads"]) * int(config["head_dim"])
-    kv = int(config["num_kv_heads"]) * int(config["head_dim"])
-    sizes = {
-        "q_proj": (attention, hidden),
-        "k_proj": (kv, hidden),
-        "v_proj": (kv, hidden),
-        "o_proj": (hidden, attention),
-        "gate_proj": (ffn, hidden),
-        "up_proj": (ffn, hidden),
-        "down_proj": (hidden, ffn),
-    }
-    shapes = {}
-    for layer in range(int(config["num_layers"])):
-        for module in bundle.lora["modules"]:
-            outputs, inputs = sizes[module]
-            part = "self_attn" if module in _ATTENTION else "mlp"
-            name = f"model.layers.{layer}.{part}.{module}"
-            shapes[f"{name}.lora_A"] = (rank, inputs)
-            shapes[f"{name}.lora_B"] = (outputs, rank)
-    return shapes
+    """Give the shape of every tensor of a bundle's adapter, by the engine's names, in order."""
+    return shapes_of(bundle.config, rank, list(bundle.lora["modules"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..targets import FabricError, get_target, host_cpu
+from ..targets import FabricError, get_target, host_cpu, machine
 from ..targets.manifest import MANIFEST, SCHEMA, digest, sha256
 
 RECOMPILE = "Compile it again: fabric compile MODEL --target cpu -o {path}"
@@ -169,11 +168,8 @@ def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
 def _check_target(folder: Path, manifest: dict[str, Any]) -> None:
     target, here = manifest["target"], host_cpu()
     triple = str(target["options"].get("mtriple", ""))
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
-        platform.machine().lower(), platform.machine().lower()
-    )
     missing = sorted(set(target["features"]) - here.features)
-    if not triple.startswith(machine) or missing:
+    if not triple.startswith(machine()) or missing:
         lacks = f", which lacks {', '.join(missing)}" if missing else ""
         raise BundleError(
             f"{folder} was compiled for {target['name']}; this machine is {here.name}{lacks}.",

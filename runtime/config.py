@@ -21,7 +21,7 @@ else:
     import tomli as tomllib
 
 _DEFAULT_EPOCHS = 3
-_PATHS = ("train", "eval_data", "adapter", "log_dir")
+_PATHS = ("train", "eval_data", "adapter", "init_adapter", "log_dir")
 
 
 class ConfigError(FabricError):
@@ -36,6 +36,8 @@ class TrainingConfig:
     ----------
     train, eval_data, adapter : str
         Training data, validation data ("" for none), and the folder of the adapter.
+    init_adapter : str
+        The adapter to start from, a folder of PEFT's or a GGUF file; "" for a new one.
     epochs : float
         How often all rows are seen; 0 means 3, or as many as `max_steps` takes.
     max_steps : int
@@ -72,6 +74,7 @@ class TrainingConfig:
     train: str = ""
     eval_data: str = ""
     adapter: str = "adapter"
+    init_adapter: str = ""
     epochs: float = 0.0
     max_steps: int = 0
     batch: int = 4

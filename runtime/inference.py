@@ -98,14 +98,30 @@ class InferenceEngine:
         """
         if not len(tokens):
             raise FabricError("The prompt is empty.", "Write something after --prompt.")
+        return self._append(tokens, sequence, every=False)[-1]
+
+    def score(self, tokens: Sequence[int] | np.ndarray, sequence: int = 0) -> np.ndarray:
+        """Append tokens to a sequence and return ``(n, V)`` float32 logits, after each of them.
+
+        Raises
+        ------
+        FabricError
+            If the sequence would outgrow the capacity.
+        """
+        return self._append(tokens, sequence, every=True)
+
+    def _append(self, tokens: Sequence[int] | np.ndarray, sequence: int, every: bool) -> np.ndarray:
+        """Append tokens, a chunk at a time; the logits of every one, or of the last."""
         self._room(sequence, len(tokens))
+        logits = []
         for begin in range(0, len(tokens), CHUNK):
             piece = np.asarray(tokens[begin : begin + CHUNK], np.int32)
-            first = self._positions[sequence]
-            position = np.arange(first, first + len(piece), dtype=np.int32)
-            logits = self._forward(piece, np.full(len(piece), sequence), position, [len(piece) - 1])
-            self._positions[sequence] += len(piece)
-        return logits[0]
+            count, first = len(piece), self._positions[sequence]
+            position = np.arange(first, first + count, dtype=np.int32)
+            select = range(count) if every else [count - 1]
+            logits.append(self._forward(piece, np.full(count, sequence), position, select))
+            self._positions[sequence] += count
+        return np.concatenate(logits)
 
     def decode(self, token: int) -> np.ndarray:
         """Append one token to sequence 0 and return the ``(V,)`` float32 logits after it."""

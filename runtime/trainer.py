@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapter import model_name
+from ..targets import FabricError
+from .adapter import AdapterError, fingerprint, load_adapter, model_name
 from .checkpoint import (
+    Checkpoint,
     Progress,
     bundle_fingerprint,
     check_identity,
@@ -150,6 +152,7 @@ def train(
         for note in data.notes:
             told.note(note)
         identity = {**_settings_identity(bundle, config, data), **data.identity}
+        identity["--init-adapter"] = _init_identity(bundle, config, checkpoint)
         if checkpoint is not None:
             check_identity(checkpoint.identity, identity, folder)
         elif set_aside(folder):
@@ -190,6 +193,30 @@ def _settings_identity(
         # A constant rate does not depend on where the training ends, so it may end later.
         "number of steps (--epochs, --max-steps)": None if constant else total,
     }
+
+
+def _init_identity(
+    bundle: BundleLike, config: TrainingConfig, checkpoint: Checkpoint | None
+) -> str | None:
+    """Hash the adapter that the training starts from, once it is known to fit.
+
+    A training that goes on no longer needs it: where it is gone, the checkpoint's word is taken.
+    """
+    if not config.init_adapter:
+        return None
+    if checkpoint is not None and checkpoint.config.get("init_adapter") == config.init_adapter:
+        try:
+            return fingerprint(config.init_adapter)
+        except FabricError:
+            return checkpoint.identity.get("--init-adapter")
+    start = load_adapter(config.init_adapter, bundle)
+    if start.folder.resolve() == Path(config.adapter).resolve():
+        raise AdapterError(
+            f"--adapter {config.adapter} would write over the adapter that it starts from.",
+            "Name another folder with --adapter.",
+        )
+    start.fitted(bundle)
+    return fingerprint(config.init_adapter)
 
 
 def _result(progress: Progress, folder: Path, stopped_early: bool) -> TrainingResult:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets import FabricError
-from .adapter import model_name, save_adapter, target_name
+from .adapter import load_adapter, model_name, save_adapter, target_name
 from .checkpoint import Checkpoint, Progress, load_state, save_checkpoint
 from .config import TrainingConfig
 from .data import dropout_seed
@@ -111,12 +111,16 @@ class TrainingLoop:
         return self.progress
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
-        """Start anew, or from a checkpoint."""
+        """Start anew, from another adapter, or from a checkpoint."""
         self.engine.initialize_adapter(self.config.seed)
         if checkpoint is not None:
             self.engine.load_state(load_state(self.folder))
             self.progress = checkpoint.progress
             self.saved_step = self.progress.step
+        elif self.config.init_adapter:
+            start = load_adapter(self.config.init_adapter, self.bundle)
+            fresh = self.engine.adapter_tensors()
+            self.engine.load_adapter_tensors(start.trainable(self.bundle, fresh))
 
     def _loop(self) -> None:
         """Validate, save and step in turn; each is due or not by the progress alone."""
@@ -262,6 +266,7 @@ class TrainingLoop:
             "model": model_name(self.bundle),
             "target": target_name(self.bundle),
             "data": self.data.files,
+            "init_adapter": Path(self.config.init_adapter).name,
             "step": progress.step,
             "tokens": progress.tokens,
             "train_loss": progress.recent_losses[-1],

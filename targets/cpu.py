@@ -63,9 +63,15 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def machine() -> str:
+    """Return this machine's architecture as target triples begin with it."""
+    name = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
 def host_cpu() -> Target:
     """Return the best target that this machine's processor runs."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
+    if machine() == "aarch64":
         return NEON_DOT
     flags = cpu_flags()
     if flags >= _CASCADE_LAKE:

@@ -91,13 +91,11 @@ def _add(
                     lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0
                 )
 
-                def attend(
-                    qkv: relax.Var, stored: dict[str, relax.Expr] = stored
-                ) -> relax.Var:
+                def attend(qkv: relax.Var, stored: dict[str, relax.Expr] = stored) -> relax.Var:
                     keys, values = stored["keys"], stored["values"]
-                    return cached_attention(
-                        bb, qkv, sequence, position, rope, keys, values, heads
-                    )[0]
+                    return cached_attention(bb, qkv, sequence, position, rope, keys, values, heads)[
+                        0
+                    ]
 
                 x = decoder_layer(bb, config, x, weights, use, attend)
             chosen = bb.emit(relax.op.take(x, select, axis=0, mode="clip")) if count != 1 else x

@@ -56,9 +56,7 @@ class _Layer:
         self.starts = relax.Var(
             "starts", relax.TensorType((shape.micro_batch, shape.context), "int32")
         )
-        self.rope = relax.Var(
-            "rope", relax.TensorType((shape.context, config.head_dim), "float32")
-        )
+        self.rope = relax.Var("rope", relax.TensorType((shape.context, config.head_dim), "float32"))
         specs = layer_tensors(config)
         self.weights = {spec.name: relax.Var(spec.name, spec.type) for spec in specs}
         self.factors = {

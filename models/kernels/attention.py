@@ -78,9 +78,7 @@ class _Scores:
             "masked",
         )
         m = te.reduce_axis((0, self.context), "m")
-        top = te.compute(
-            extent[:3], lambda b, h, i: te.max(masked[b, h, i, m], axis=m), "row_max"
-        )
+        top = te.compute(extent[:3], lambda b, h, i: te.max(masked[b, h, i, m], axis=m), "row_max")
         weight = te.compute(
             extent, lambda b, h, i, j: tirx.exp(masked[b, h, i, j] - top[b, h, i]), "weight"
         )
@@ -175,9 +173,7 @@ def attention_vjp(
     d, half = shape.head_dim, shape.head_dim // 2
     group = shape.heads // shape.kv_heads
 
-    def compute(
-        dy: te.Tensor, qkv: te.Tensor, starts: te.Tensor, rope: te.Tensor
-    ) -> te.Tensor:
+    def compute(dy: te.Tensor, qkv: te.Tensor, starts: te.Tensor, rope: te.Tensor) -> te.Tensor:
         s = _Scores(shape, qkv, starts, rope)
         context, extent = s.context, s.probability.shape
         e = te.reduce_axis((0, d), "e")
@@ -196,9 +192,11 @@ def attention_vjp(
         )
         dscore = te.compute(
             extent,
-            lambda b, h, i, j: s.probability[b, h, i, j]
-            * (dprob[b, h, i, j] - mean[b, h, i])
-            * tirx.const(shape.scale, "float32"),
+            lambda b, h, i, j: (
+                s.probability[b, h, i, j]
+                * (dprob[b, h, i, j] - mean[b, h, i])
+                * tirx.const(shape.scale, "float32")
+            ),
             "dscore",
         )
         j = te.reduce_axis((0, context), "j")
@@ -357,9 +355,7 @@ def cached_attention(
         tokens, capacity = qkv.shape[0], values.shape[2]
         query = te.compute(
             (tokens, shape.heads, d),
-            lambda t, h, x: rotated(
-                lambda y: qkv[t, h * d + y], rope, position[t], x, half
-            ),
+            lambda t, h, x: rotated(lambda y: qkv[t, h * d + y], rope, position[t], x, half),
             "query",
         )
         k = te.reduce_axis((0, d), "k")
@@ -380,9 +376,7 @@ def cached_attention(
             "masked",
         )
         m = te.reduce_axis((0, capacity), "m")
-        top = te.compute(
-            scores.shape[:2], lambda t, h: te.max(masked[t, h, m], axis=m), "row_max"
-        )
+        top = te.compute(scores.shape[:2], lambda t, h: te.max(masked[t, h, m], axis=m), "row_max")
         weight = te.compute(
             scores.shape, lambda t, h, j: tirx.exp(masked[t, h, j] - top[t, h]), "weight"
         )
@@ -407,8 +401,9 @@ def cached_attention(
         )
         return te.compute(
             (tokens, shape.heads * d),
-            lambda t, c: mixed[t, tirx.floordiv(c, d), tirx.floormod(c, d)]
-            / total[t, tirx.floordiv(c, d)],
+            lambda t, c: (
+                mixed[t, tirx.floordiv(c, d), tirx.floormod(c, d)] / total[t, tirx.floordiv(c, d)]
+            ),
             "cached_attention",
         )
 

@@ -166,15 +166,14 @@ def _ternary_product(
     rows = parts[-1].end
     product = te.compute(
         (tokens, rows),
-        lambda t, n: te.sum(
-            tirx.Cast("int32", quantised[t, r]) * weight_at(packed, n, r), axis=r
-        ),
+        lambda t, n: te.sum(tirx.Cast("int32", quantised[t, r]) * weight_at(packed, n, r), axis=r),
         "product",
     )
     return te.compute(
         (tokens, rows),
-        lambda t, n: tirx.Cast("float32", product[t, n])
-        * (bound[t] / 127.0 * _scale_at(scale, parts, n)),
+        lambda t, n: (
+            tirx.Cast("float32", product[t, n]) * (bound[t] / 127.0 * _scale_at(scale, parts, n))
+        ),
         "base",
     )
 
@@ -303,9 +302,7 @@ def bitlinear_vjp(
         dy: te.Tensor, x: te.Tensor, u: te.Tensor, du: te.Tensor, a: te.Tensor, b: te.Tensor
     ) -> tuple[te.Tensor, te.Tensor]:
         t = te.reduce_axis((0, dy.shape[0]), "t")
-        da = te.compute(
-            a.shape, lambda s, j, k: te.sum(du[t, s, j] * x[t, k], axis=t), "lora_da"
-        )
+        da = te.compute(a.shape, lambda s, j, k: te.sum(du[t, s, j] * x[t, k], axis=t), "lora_da")
         r = te.reduce_axis((0, dy.shape[0]), "r")
         adapted = [p for p in parts if p.adapter is not None]
 

@@ -68,8 +68,10 @@ def rms_norm_vjp(
         width = tirx.Cast("float32", columns)
         return te.compute(
             x.shape,
-            lambda t, k: inverse[t]
-            * (dy[t, k] * weight[k] - x[t, k] * inverse[t] * inverse[t] * dot[t] / width),
+            lambda t, k: (
+                inverse[t]
+                * (dy[t, k] * weight[k] - x[t, k] * inverse[t] * inverse[t] * dot[t] / width)
+            ),
             "rms_norm_vjp",
         )
 

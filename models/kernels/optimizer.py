@@ -89,9 +89,7 @@ def adamw(
         with T.serial(0, size) as loop, T.sblock("adamw"):
             i = T.axis.spatial(size, loop)
             T.buffer_store(m, beta1 * m[i] + (1.0 - beta1) * clip * g[i], [i])
-            T.buffer_store(
-                v, beta2 * v[i] + (1.0 - beta2) * clip * g[i] * (clip * g[i]), [i]
-            )
+            T.buffer_store(v, beta2 * v[i] + (1.0 - beta2) * clip * g[i] * (clip * g[i]), [i])
             step = rate * (m[i] / correction1) / (tirx.sqrt(v[i] / correction2) + epsilon)
             T.buffer_store(p, p[i] - rate * decay * p[i] - step, [i])
             T.buffer_store(g, tirx.const(0.0, "float32"), [i])

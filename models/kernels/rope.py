@@ -21,7 +21,8 @@ def rope_table(
             # In float64: at position 100,000 a float32 angle is already off by a hundredth.
             pair = tirx.Cast("float64", tirx.floormod(d, half))
             frequency = tirx.exp(
-                pair * tirx.const(-2.0 / head_dim, "float64")
+                pair
+                * tirx.const(-2.0 / head_dim, "float64")
                 * tirx.log(tirx.const(theta, "float64"))
             )
             angle = tirx.Cast("float64", p) * frequency

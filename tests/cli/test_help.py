@@ -21,21 +21,36 @@ COMMANDS = sorted(main.commands)
 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
-        "compile", "devices", "estimate", "inspect", "quickstart", "run", "targets",
+        "adapter", "compile", "devices", "estimate", "export", "inspect", "merge", "models",
+        "quickstart", "run", "targets",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+def leaves(group: click.Group = main, before: str = "") -> dict[str, click.Command]:
+    """Every command that does something, by what is typed: groups are taken apart."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found.update(leaves(command, f"{before}{name} "))
+        else:
+            found[f"{before}{name}"] = command
+    return found
+
+
+LEAVES = leaves()
+
+
+@pytest.mark.parametrize("name", LEAVES)
 def test_every_command_shows_an_example_and_the_shared_options(name: str) -> None:
-    shown = fabric(name, "--help").stdout
+    shown = fabric(*name.split(), "--help").stdout
     assert f"\n    fabric {name}" in shown
     for option in ("--json", "--seed", "--debug", "--help"):
         assert option in shown
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_every_option_says_what_it_does(name: str) -> None:
-    options = [p for p in main.commands[name].params if isinstance(p, click.Option)]
+    options = [p for p in LEAVES[name].params if isinstance(p, click.Option)]
     assert [option.opts for option in options if not option.help] == []
 
 

@@ -10,7 +10,7 @@ import pytest
 from bitfabric.compiler import CompileOptions, LoraOptions, compile_model, link
 from bitfabric.compiler.pipeline import build_graph
 from bitfabric.models import RandomCheckpoint
-from bitfabric.targets import FabricError, get_target
+from bitfabric.targets import FabricError, get_target, list_targets, machine
 
 from ..parity.conftest import BASE, compile_tiny
 
@@ -82,7 +82,16 @@ def test_without_a_linker_the_remedy_names_one(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FabricError, match=r"bitfabric\[linker\]"):
-        link.linker()
+        link.linker(get_target("cpu"))
+
+
+def test_another_machines_target_needs_a_linker_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = next(t for t in list_targets() if not t.options["mtriple"].startswith(machine()))
+    monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FabricError, match=f"no linker for {other.name}"):
+        link.linker(other)
+    monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: object())
+    assert link.linker(other)[-2:] == ["-target", other.options["mtriple"]]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +106,4 @@ def test_without_a_linker_the_remedy_names_one(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_bad_options_are_refused_by_name(arguments: dict, word: str) -> None:
     with pytest.raises(FabricError, match=word):
-        CompileOptions(
-            **{k: LoraOptions(**v) if k == "lora" else v for k, v in arguments.items()}
-        )
+        CompileOptions(**{k: LoraOptions(**v) if k == "lora" else v for k, v in arguments.items()})

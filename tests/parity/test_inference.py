@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bitfabric.runtime import InferenceEngine
+from bitfabric.runtime import InferenceEngine, inference
 from bitfabric.targets import FabricError
 
 from ..reference.torch_bitnet import TorchBitNet, random_adapter, steady_tokens
@@ -29,6 +29,15 @@ def test_prefill_and_decode_equal_torch(tiny: Compiled) -> None:
     assert engine.position == LENGTH
     engine.reset()
     np.testing.assert_allclose(engine.prefill(tokens), logits[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_every_token_is_scored_as_torch_scores_it(
+    tiny: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, logits = _reference(tiny)
+    monkeypatch.setattr(inference, "CHUNK", 4)  # Three pieces, the last one short.
+    found = InferenceEngine(tiny.bundle, capacity=LENGTH).score(tokens)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_add_up_with_their_weights(tiny: Compiled) -> None:

@@ -140,6 +140,8 @@ def test_an_adapter_for_other_modules_or_shapes_is_refused(tmp_path: Path) -> No
         ({"modules_to_save": ["lm_head"]}, "whole modules"),
         ({"rank_pattern": {"q_proj": 3}}, "rank of its own"),
         ({"r": None}, "no rank"),
+        ({"lora_alpha": "much"}, "lora_alpha as 'much'"),
+        ({"fan_in_fan_out": True}, "transposed"),
     ],
 )
 def test_what_we_cannot_apply_is_refused(
