@@ -49,7 +49,7 @@ os.environ["TVM_NUM_THREADS"] = str(ARGUMENTS.threads)
 import tvm  # noqa: E402  the thread pool reads the environment as it starts
 from bitfabric.compiler.calibration import best, calibrate, compiled  # noqa: E402
 from bitfabric.models.kernels import LinearGroup, bitlinear, head_loss, logits  # noqa: E402
-from bitfabric.models.kernels.bitlinear import bitlinear_vjp  # noqa: E402
+from bitfabric.models.kernels.bitlinear_vjp import bitlinear_vjp  # noqa: E402
 from bitfabric.schedules import schedule  # noqa: E402
 from bitfabric.targets import Target, get_target  # noqa: E402
 from tvm import relax, tirx  # noqa: E402

@@ -5,8 +5,10 @@ meaning that every rule in `schedules/` must keep. Its name and static parameter
 attributes ``fabric.kernel`` and ``fabric.params`` of its PrimFunc, by which a rule finds it.
 """
 
-from .attention import AttentionShape, attention, cached_attention
+from .attention import AttentionShape, attention
 from .bitlinear import LinearGroup, bitlinear
+from .bitlinear_vjp import bitlinear_vjp
+from .cached_attention import cached_attention
 from .dropout import dropout
 from .embedding import embed
 from .gated import gated_activation
@@ -22,6 +24,7 @@ __all__ = [
     "adamw",
     "attention",
     "bitlinear",
+    "bitlinear_vjp",
     "cached_attention",
     "dropout",
     "embed",

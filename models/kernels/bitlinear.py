@@ -1,4 +1,4 @@
-"""BitLinear with LoRA: the exact W1.58A8 product, its adapter, and the straight-through adjoint.
+"""BitLinear with LoRA: the exact W1.58A8 product and its adapter.
 
 Several projections of one input (query, key and value; gate and up) are one group: their rows are
 stacked, the input is quantised once. Arithmetic after Ma et al. 2024 ("The Era of 1-bit LLMs",
@@ -8,18 +8,17 @@ arXiv 2402.17764): with ``a = max_k |x|`` (at least 1e-5) of a token,
     y = (sum_k q W) * a / 127 * scale                  int32 accumulation
         + lora_scale * (x' A^T) B                      float32, x' = dropout(x)
 
-and backwards ``dx = scale (dy W)`` (straight-through) plus the adapter's own terms.
+`bitlinear_vjp.py` holds the way back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import relax, te, tirx
 
 from ..packing import TILE
-from .emit import Parameters, emit, emit_differentiable, register_adjoint
+from .emit import Parameters, emit_differentiable
 
 EPSILON = 1e-5
 """Smallest absmax of a token, as the published models clamp it."""
@@ -103,7 +102,7 @@ def weight_at(packed: te.Tensor, n: tirx.PrimExpr, k: tirx.PrimExpr) -> tirx.Pri
     return ((word >> tirx.Cast("int32", shift)) & 3) - 1
 
 
-def _by_segment(parts: list[Segment], n: tirx.PrimExpr, value: object) -> tirx.PrimExpr:
+def by_segment(parts: list[Segment], n: tirx.PrimExpr, value: object) -> tirx.PrimExpr:
     """Select ``value(segment)`` of the segment that holds row n."""
     chosen = value(parts[-1])  # type: ignore[operator]
     for part in reversed(parts[:-1]):
@@ -111,11 +110,12 @@ def _by_segment(parts: list[Segment], n: tirx.PrimExpr, value: object) -> tirx.P
     return chosen
 
 
-def _scale_at(scale: te.Tensor, parts: list[Segment], n: tirx.PrimExpr) -> tirx.PrimExpr:
-    return _by_segment(parts, n, lambda part: scale[parts.index(part)])
+def scale_at(scale: te.Tensor, parts: list[Segment], n: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return the scale of row n."""
+    return by_segment(parts, n, lambda part: scale[parts.index(part)])
 
 
-def _down(x: te.Tensor, a: te.Tensor) -> te.Tensor:
+def down(x: te.Tensor, a: te.Tensor) -> te.Tensor:
     """``u[t, s, j] = sum_k x[t, k] A[s, j, k]``."""
     k = te.reduce_axis((0, x.shape[1]), "k")
     return te.compute(
@@ -132,9 +132,9 @@ def _up(
     j = te.reduce_axis((0, b.shape[0]), "j")
 
     def term(t: tirx.Var, n: tirx.Var) -> tirx.PrimExpr:
-        adapted = _by_segment(parts, n, lambda p: tirx.const(p.adapter is not None, "bool"))
-        adapter = _by_segment(parts, n, lambda p: tirx.const(p.adapter or 0, "int64"))
-        column = _by_segment(
+        adapted = by_segment(parts, n, lambda p: tirx.const(p.adapter is not None, "bool"))
+        adapter = by_segment(parts, n, lambda p: tirx.const(p.adapter or 0, "int64"))
+        column = by_segment(
             parts, n, lambda p: n - p.begin + p.column if p.adapter is not None else n * 0
         )
         return te.sum(
@@ -172,7 +172,7 @@ def _ternary_product(
     return te.compute(
         (tokens, rows),
         lambda t, n: (
-            tirx.Cast("float32", product[t, n]) * (bound[t] / 127.0 * _scale_at(scale, parts, n))
+            tirx.Cast("float32", product[t, n]) * (bound[t] / 127.0 * scale_at(scale, parts, n))
         ),
         "base",
     )
@@ -223,7 +223,7 @@ def bitlinear(
         if not lora:
             return base
         a, b = lora[:2]
-        u = _down(lora[2] if len(lora) > 2 else x, a)
+        u = down(lora[2] if len(lora) > 2 else x, a)
         z = _up(u, b, parts, group.rows, lora_scale)
         return te.compute(base.shape, lambda t, n: base[t, n] + z[t, n], "bitlinear")
 
@@ -231,123 +231,3 @@ def bitlinear(
     if adapter is not None and lora_input is not None:
         arguments.append(lora_input)
     return emit_differentiable(bb, "bitlinear", compute, arguments, parameters)
-
-
-def bitlinear_vjp(
-    bb: relax.BlockBuilder,
-    dy: relax.Expr,
-    x: relax.Expr,
-    packed: relax.Expr,
-    scale: relax.Expr,
-    parameters: Parameters,
-    adapter: tuple[relax.Expr, ...] = (),
-) -> relax.Var:
-    """Emit the adjoint of :func:`bitlinear`.
-
-    Parameters
-    ----------
-    bb : relax.BlockBuilder
-        The builder of the surrounding function.
-    dy : relax.Expr
-        ``(T, N)`` float32.
-    x, packed, scale : relax.Expr
-        As in :func:`bitlinear`.
-    parameters : dict
-        The group's static parameters.
-    adapter : tuple of relax.Expr
-        Nothing, ``(A, B)`` or ``(A, B, lora_input)``.
-
-    Returns
-    -------
-    relax.Var
-        ``dx (T, K)`` float32; with an adapter the tuple ``(dx, dA, dB)``, with a separate input
-        of the adapter ``(dx, dA, dB, dlora_input)``.
-    """
-    parts = segments(parameters)
-    lora_scale = float(parameters["lora_scale"])
-
-    def straight_through(dy: te.Tensor, packed: te.Tensor, scale: te.Tensor) -> te.Tensor:
-        n = te.reduce_axis((0, parts[-1].end), "n")
-        return te.compute(
-            (dy.shape[0], packed.shape[1] * TILE),
-            lambda t, k: te.sum(
-                dy[t, n]
-                * _scale_at(scale, parts, n)
-                * tirx.Cast("float32", weight_at(packed, n, k)),
-                axis=n,
-            ),
-            "straight_through",
-        )
-
-    def low_rank_gradient(dy: te.Tensor, b: te.Tensor, a: te.Tensor) -> te.Tensor:
-        n = te.reduce_axis((0, parts[-1].end), "n")
-
-        def term(t: tirx.Var, s: tirx.Var, j: tirx.Var) -> tirx.PrimExpr:
-            adapter = _by_segment(
-                parts, n, lambda p: tirx.const(-1 if p.adapter is None else p.adapter, "int64")
-            )
-            column = _by_segment(
-                parts, n, lambda p: n - p.begin + p.column if p.adapter is not None else n * 0
-            )
-            return te.sum(
-                tirx.if_then_else(
-                    adapter == s, lora_scale * dy[t, n] * b[j, column], tirx.const(0.0, "float32")
-                ),
-                axis=n,
-            )
-
-        return te.compute((dy.shape[0], a.shape[0], a.shape[1]), term, "lora_du")
-
-    def adapter_gradients(
-        dy: te.Tensor, x: te.Tensor, u: te.Tensor, du: te.Tensor, a: te.Tensor, b: te.Tensor
-    ) -> tuple[te.Tensor, te.Tensor]:
-        t = te.reduce_axis((0, dy.shape[0]), "t")
-        da = te.compute(a.shape, lambda s, j, k: te.sum(du[t, s, j] * x[t, k], axis=t), "lora_da")
-        r = te.reduce_axis((0, dy.shape[0]), "r")
-        adapted = [p for p in parts if p.adapter is not None]
-
-        def term(j: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
-            # Column c of B belongs to the adapted segment whose columns hold it.
-            row, index = c - adapted[-1].column + adapted[-1].begin, adapted[-1].adapter
-            adapter = tirx.const(index, "int64")
-            for part in reversed(adapted[:-1]):
-                inside = c < part.column + part.end - part.begin
-                row = tirx.Select(inside, c - part.column + part.begin, row)
-                adapter = tirx.Select(inside, tirx.const(part.adapter, "int64"), adapter)
-            return te.sum(lora_scale * u[r, adapter, j] * dy[r, row], axis=r)
-
-        return da, te.compute(b.shape, term, "lora_db")
-
-    def compute(
-        dy: te.Tensor, x: te.Tensor, packed: te.Tensor, scale: te.Tensor, *lora: te.Tensor
-    ) -> te.Tensor | list[te.Tensor]:
-        base = straight_through(dy, packed, scale)
-        if not lora:
-            return base
-        a, b = lora[:2]
-        lora_input = lora[2] if len(lora) > 2 else x
-        du = low_rank_gradient(dy, b, a)
-        da, db = adapter_gradients(dy, lora_input, _down(lora_input, a), du, a, b)
-        s = te.reduce_axis((0, a.shape[0]), "s")
-        j = te.reduce_axis((0, a.shape[1]), "j")
-        through = te.compute(
-            x.shape, lambda t, k: te.sum(du[t, s, j] * a[s, j, k], axis=[s, j]), "lora_dx"
-        )
-        if len(lora) > 2:
-            return [base, da, db, through]
-        dx = te.compute(x.shape, lambda t, k: base[t, k] + through[t, k], "dx")
-        return [dx, da, db]
-
-    return emit(bb, "bitlinear_vjp", compute, [dy, x, packed, scale, *adapter], parameters)
-
-
-@register_adjoint("bitlinear")
-def _adjoint(
-    bb: relax.BlockBuilder, dy: relax.Var, arguments: Sequence[relax.Expr], parameters: Parameters
-) -> list[relax.Expr | None]:
-    x, packed, scale, *adapter = arguments
-    result = bitlinear_vjp(bb, dy, x, packed, scale, parameters, tuple(adapter))
-    if not adapter:
-        return [result, None, None]
-    gradients = [bb.emit(relax.TupleGetItem(result, i)) for i in range(1 + len(adapter))]
-    return [gradients[0], None, None, *gradients[1:]]

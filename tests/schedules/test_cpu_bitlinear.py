@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tvm
 from bitfabric.models.kernels import LinearGroup, bitlinear
-from bitfabric.models.kernels.bitlinear import bitlinear_vjp
+from bitfabric.models.kernels.bitlinear_vjp import bitlinear_vjp
 from bitfabric.models.packing import packed_shape
 from bitfabric.schedules import schedule
 from bitfabric.targets import Target

@@ -1,0 +1,62 @@
+"""What is predicted before compiling is what is measured after."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bitfabric.compiler import CompileOptions, LoraOptions, compile_model, estimate, pipeline
+from bitfabric.compiler.calibration import Calibration
+from bitfabric.models import open_model
+from bitfabric.targets import get_target
+
+SPEED = Calibration(float32=5e11, int8=2e12, read=4e10)
+OPTIONS = CompileOptions(context=128)
+BENCH = Path(__file__).parents[2] / "bench" / "headline.py"
+
+
+def predicted(model: str, train: bool = True, options: CompileOptions = OPTIONS):
+    return estimate(open_model(model).config, get_target("cpu"), options, train, SPEED)
+
+
+@pytest.mark.parametrize("work", ["train", "infer"])
+def test_peak_memory_of_125m_is_within_a_tenth(work: str, tmp_path: Path) -> None:
+    path = compile_model(open_model("random:125M"), get_target("cpu"), OPTIONS, tmp_path / "m")
+    run = subprocess.run(
+        [sys.executable, str(BENCH), "--measure", work, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured = json.loads(run.stdout.splitlines()[-1])["memory"]
+    assert predicted("random:125M", work == "train").peak_memory_mib == pytest.approx(
+        measured, rel=0.1
+    )
+
+
+def test_no_code_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("an estimate generates no code")
+
+    monkeypatch.setattr(pipeline.tvm, "compile", refuse)
+    found = predicted("random:13B")
+    assert found.parameters > 12e9
+    assert sum(mib for _, mib in found.rows) == found.peak_memory_mib
+
+
+def test_what_costs_more_is_predicted_to_cost_more() -> None:
+    base = predicted("random:125M")
+    larger = predicted("random:350M")
+    longer = predicted("random:125M", options=replace(OPTIONS, context=256))
+    higher = predicted("random:125M", options=replace(OPTIONS, lora=LoraOptions(rank=64)))
+    for other in (larger, longer, higher):
+        assert other.peak_memory_mib > base.peak_memory_mib
+        assert other.step_seconds > base.step_seconds
+    half = predicted("random:125M", options=replace(OPTIONS, head="f16"))
+    assert dict(half.rows)["embedding and head"] == pytest.approx(
+        2 * dict(base.rows)["embedding and head"], rel=0.01
+    )
