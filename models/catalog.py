@@ -65,12 +65,13 @@ _GGUF = (
     "GGUF, bit for bit: TQ1_0, TQ2_0 and F16 against the package gguf, I2_S against bitnet.cpp's "
     "layouts written out again"
 )
+_LLAMA_CPP = "GGUF and GGUF adapter: next tokens against llama.cpp itself (SiLU gate)"
 
 CATALOG = (
     Verified(
         "bitnet",
         ("bitnet", "bitnet-b1.58", "bitnet-25"),
-        (_CODES, _GGUF, "logits against transformers' BitNetForCausalLM"),
+        (_CODES, _GGUF, _LLAMA_CPP, "logits against transformers' BitNetForCausalLM"),
         (
             Published(
                 "microsoft/bitnet-b1.58-2B-4T",
@@ -84,7 +85,12 @@ CATALOG = (
     Verified(
         "1bitllm",
         ("bitnet",),
-        (_CODES, _GGUF, "logits against a reference in PyTorch; transformers has no such class"),
+        (
+            _CODES,
+            _GGUF,
+            _LLAMA_CPP,
+            "logits against a reference in PyTorch; transformers has no such class",
+        ),
         (
             Published("1bitLLM/bitnet_b1_58-large"),
             Published("1bitLLM/bitnet_b1_58-xl"),

@@ -8,19 +8,25 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from bitfabric.runtime.files import FileError, atomic_write, only_writer, plain_json, sha256
 
 
-@pytest.fixture
-def small_disk() -> Iterator[int]:
-    """A process that may write files of 10,000 bytes at most: what a full disk does to a write."""
+@contextmanager
+def small_disk(most: int) -> Iterator[None]:
+    """Let this process write files of `most` bytes: what a full disk does to a write.
+
+    Only around the write: pytest's own output may go to a file as well.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield 10_000
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -47,11 +53,11 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, small_disk: int) -> None:
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(FileError) as caught, atomic_write(path) as file:
-        file.write(b"x" * (small_disk + 1))
+    with small_disk(10_000), pytest.raises(FileError) as caught, atomic_write(path) as file:
+        file.write(b"x" * 10_001)
     assert str(path) in caught.value.cause
     assert "Free some space" in caught.value.remedy
     assert path.read_bytes() == b"old"
