@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,9 +111,16 @@ def open_bundle(path: str | Path, foreign: bool = False) -> Bundle:
     folder = Path(path)
     folder = folder.parent if folder.name == "module.so" else folder
     manifest = _read_manifest(folder)
-    _check_files(folder, manifest)
-    if not foreign:
-        _check_target(folder, manifest)
+    try:
+        _check_files(folder, manifest)
+        _check_weights(folder, manifest)
+        if not foreign:
+            _check_target(folder, manifest)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BundleError(
+            f"{folder / MANIFEST} does not describe a bundle: {error!r}.",
+            RECOMPILE.format(path=folder),
+        ) from error
     return Bundle(folder, manifest)
 
 
@@ -154,6 +162,8 @@ def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
     again = RECOMPILE.format(path=folder)
     for name, entry in manifest["files"].items():
         file = folder / name
+        if ".." in file.relative_to(folder).parts:
+            raise ValueError(f"{name} lies outside the bundle")
         if not file.is_file():
             raise BundleError(f"{folder} is incomplete: {name} is missing.", again)
         size = file.stat().st_size
@@ -163,6 +173,23 @@ def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
             )
         if sha256(file) != entry["sha256"]:
             raise BundleError(f"{file} was altered: its SHA-256 is not the manifest's.", again)
+
+
+def _check_weights(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse tensors that do not lie inside their hashed file, before anything is mapped."""
+    for key in ("config", "name"):
+        manifest["model"][key]
+    for key in ("context", "micro_batch"):
+        int(manifest["training"][key])
+    if len(manifest["weights"]) != 1 + manifest["model"]["config"]["num_layers"]:
+        raise ValueError("the number of weight files is not the number of layers and one")
+    for entry in manifest["weights"]:
+        size = manifest["files"][entry["file"]]["bytes"]
+        for spec in entry["tensors"]:
+            shape = [int(extent) for extent in spec["shape"]]
+            end = spec["offset"] + math.prod(shape) * np.dtype(spec["dtype"]).itemsize
+            if spec["offset"] < 0 or min(shape, default=0) < 0 or end > size:
+                raise ValueError(f"{spec['name']} lies outside {entry['file']}")
 
 
 def _check_target(folder: Path, manifest: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -142,3 +144,50 @@ print(seconds)
 def test_a_foreign_bundle_may_be_looked_at(copy: Path) -> None:
     edit(copy, lambda m: m["target"]["options"].update(mtriple="riscv64-linux-gnu"))
     assert open_bundle(copy, foreign=True).manifest["target"]["options"]["mtriple"].startswith("r")
+
+
+def broken(value: object, generator: random.Random) -> object:
+    """One value of a manifest, replaced by something that it must not be."""
+    return generator.choice([None, -1, 2**70, "", "../x", [], {}, [value], {"x": value}, 0.5])
+
+
+def test_a_manifest_of_nonsense_is_refused_or_harmless(copy: Path) -> None:
+    original = (copy / "manifest.json").read_text()
+    refusals = 0
+    for seed in range(300):
+        generator = random.Random(seed)
+        manifest = json.loads(original)
+        node = manifest
+        while True:
+            place = generator.choice(list(node) if isinstance(node, dict) else range(len(node)))
+            if not isinstance(node[place], (dict, list)) or not node[place]:
+                break
+            if generator.random() < 0.2:
+                break
+            node = node[place]
+        if isinstance(node, dict) and generator.random() < 0.3:
+            del node[place]
+        else:
+            node[place] = broken(node[place], generator)
+        manifest["digest"] = digest(manifest)
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        try:
+            bundle = open_bundle(copy)
+            assert len(bundle.layers) + 1 == len(bundle.manifest["weights"])
+        except BundleError:
+            refusals += 1
+    assert refusals > 100
+
+
+def test_random_bytes_for_a_manifest_are_refused(copy: Path) -> None:
+    original = (copy / "manifest.json").read_bytes()
+    for seed in range(200):
+        generator = random.Random(seed)
+        content = bytearray(original)
+        for _ in range(generator.randint(1, 4)):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        (copy / "manifest.json").write_bytes(content)
+        if bytes(content) != original:
+            with contextlib.suppress(BundleError):
+                # A change of white space alone leaves the same manifest.
+                assert open_bundle(copy).manifest == json.loads(original)
