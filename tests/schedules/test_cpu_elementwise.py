@@ -170,7 +170,10 @@ def test_sum_squares(target: Target, size: int) -> None:
 @every_target
 @pytest.mark.parametrize("size", [37, 8192 * 9 + 21])
 def test_adamw_updates_all_four_buffers(target: Target, size: int) -> None:
-    function = prim_func("adamw", adamw, [((size,), F32)] * 4 + [((8,), F32)])
+    def emit(bb: relax.BlockBuilder, *arguments: relax.Var) -> relax.Var:
+        return adamw(bb, arguments[:4], arguments[4])
+
+    function = prim_func("adamw", emit, [((size,), F32)] * 4 + [((8,), F32)])
     p, m, v, g = _normal(0, size), _normal(1, size), _normal(2, size) ** 2, _normal(3, size)
     hyper = np.array([1e-2, 0.9, 0.99, 1e-8, 0.1, 0.5, 1 - 0.9**3, 1 - 0.99**3], "float32")
     actual = run(function, target, [p, m, v, g, hyper])
