@@ -79,7 +79,9 @@ def test_a_fresh_environment_runs_the_command(kind: str, wheel: Path, tmp_path: 
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    imports = "; ".join(f"import {name}" for name in sorted(folders_with_init()))
+    # ONNX is an extra; without it that folder says so.
+    plain = sorted(folders_with_init() - {"bitfabric.models.onnx_format"})
+    imports = "; ".join(f"import {name}" for name in plain)
     subprocess.run([programs / "python", "-c", imports], cwd=elsewhere, check=True)
     subprocess.run(
         [programs / "fabric", "compile", "nano", "-o", "nano.fabric"], cwd=elsewhere, check=True
