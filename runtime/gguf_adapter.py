@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .gguf_base import LLAMA, Base, architecture_of, base_of_config, require_architecture
+from .gguf_base import LLAMA, Base, architecture_of, require_architecture
 from .gguf_file import GgufFile, write_gguf
 from .low_rank import AdapterError, LowRank, split_name, tensor_name
 
-__all__ = ["base_of_config", "interleave", "read_gguf_adapter", "separate", "write_gguf_adapter"]
+__all__ = ["interleave", "read_gguf_adapter", "separate", "write_gguf_adapter"]
 
 NAMES = {
     "q_proj": "attn_q",
