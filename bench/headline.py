@@ -16,9 +16,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CONTEXT, STEPS, DECODED = 128, 12, 48
+ROUND_SECONDS = 0.3
 RIVAL = {  # tokens a second with two threads: training, prefill 128, decode; MiB in training
     "125M": {"train": 42.0, "prefill": 1093.0, "decode": 262.0, "memory": 284.0},
     "1B": {"train": 3.6, "prefill": 134.0, "decode": 50.0, "memory": 988.0},
@@ -38,24 +40,80 @@ def compiled(model: str, folder: Path) -> Path:
     return path
 
 
+class Training:
+    """LoRA steps of batch 1 on every module, rank 8.
+
+    Parameters
+    ----------
+    path : str
+        The bundle.
+    """
+
+    def __init__(self, path: str) -> None:
+        import numpy as np
+        from bitfabric.runtime import Batch, TrainingEngine, open_bundle
+
+        bundle = open_bundle(path)
+        self.engine, self.steps = TrainingEngine(bundle), 0
+        self.engine.initialize_adapter(0)
+        generator = np.random.default_rng(0)
+        row = generator.integers(0, bundle.config["vocab_size"], (1, CONTEXT + 1), np.int32)
+        starts = np.zeros((1, CONTEXT), np.int32)
+        self.batch = Batch(row[:, :-1].copy(), row[:, 1:].copy(), starts)
+
+    def step(self) -> tuple[float, float]:
+        """Take a step; return its seconds and its mean loss."""
+        self.steps += 1
+        begin = time.perf_counter()
+        loss = self.engine.accumulate(self.batch, 1.0 / CONTEXT, self.steps) / CONTEXT
+        self.engine.update(learning_rate=1e-3, step=self.steps, clip_norm=1.0)
+        return time.perf_counter() - begin, loss
+
+    def round(self) -> float:
+        """Return the seconds of a step, the median over a third of a second at least."""
+        seconds: list[float] = []
+        while sum(seconds) < ROUND_SECONDS:
+            seconds.append(self.step()[0])
+        return statistics.median(seconds)
+
+
+class Inference:
+    """A prompt of 128 tokens and the tokens after it."""
+
+    def __init__(self, path: str) -> None:
+        import numpy as np
+        from bitfabric.runtime import InferenceEngine, open_bundle
+
+        bundle = open_bundle(path)
+        self.engine = InferenceEngine(bundle, capacity=CONTEXT + DECODED)
+        self.prompt = np.random.default_rng(0).integers(0, bundle.config["vocab_size"], CONTEXT)
+
+    def prefill(self) -> float:
+        """Return the seconds that the prompt takes."""
+        self.engine.reset()
+        begin = time.perf_counter()
+        self.engine.prefill(self.prompt)
+        return time.perf_counter() - begin
+
+    def decode(self) -> Iterator[float]:
+        """Yield the seconds of each token after the prompt."""
+        for token in self.prompt[:DECODED]:
+            begin = time.perf_counter()
+            self.engine.decode(int(token))
+            yield time.perf_counter() - begin
+
+    def round(self) -> float:
+        """Return the seconds of a token."""
+        self.prefill()
+        return statistics.median(self.decode())
+
+
 def train(path: str) -> dict[str, float]:
-    """Return tokens a second of a LoRA step, batch 1, every module, rank 8; and peak memory."""
-    import numpy as np
-    from bitfabric.runtime import Batch, TrainingEngine, open_bundle
+    """Return tokens a second of a LoRA step, and peak memory."""
     from bitfabric.runtime.memory import peak_memory_mib
 
-    bundle = open_bundle(path)
-    engine = TrainingEngine(bundle)
-    engine.initialize_adapter(0)
-    generator = np.random.default_rng(0)
-    row = generator.integers(0, bundle.config["vocab_size"], (1, CONTEXT + 1), np.int32)
-    batch = Batch(row[:, :-1].copy(), row[:, 1:].copy(), np.zeros((1, CONTEXT), np.int32))
-    seconds, losses = [], []
-    for step in range(1, STEPS + 1):
-        begin = time.perf_counter()
-        losses.append(engine.accumulate(batch, 1.0 / CONTEXT, step) / CONTEXT)
-        engine.update(learning_rate=1e-3, step=step, clip_norm=1.0)
-        seconds.append(time.perf_counter() - begin)
+    training = Training(path)
+    seconds, losses = zip(*(training.step() for _ in range(STEPS)), strict=True)
     return {
         "train": CONTEXT / statistics.median(seconds[2:]),
         "best": CONTEXT / min(seconds),
@@ -67,28 +125,32 @@ def train(path: str) -> dict[str, float]:
 
 def infer(path: str) -> dict[str, float]:
     """Return tokens a second of a prompt of 128 tokens and of the tokens after it."""
-    import numpy as np
-    from bitfabric.runtime import InferenceEngine, open_bundle
     from bitfabric.runtime.memory import peak_memory_mib
 
-    bundle = open_bundle(path)
-    engine = InferenceEngine(bundle, capacity=CONTEXT + DECODED)
-    prompt = np.random.default_rng(0).integers(0, bundle.config["vocab_size"], CONTEXT)
-    prefill, decode = [], []
+    inference, prefill, decode = Inference(path), [], []
     for _ in range(5):
-        engine.reset()
-        begin = time.perf_counter()
-        engine.prefill(prompt)
-        prefill.append(time.perf_counter() - begin)
-        for token in prompt[:DECODED]:
-            begin = time.perf_counter()
-            engine.decode(int(token))
-            decode.append(time.perf_counter() - begin)
+        prefill.append(inference.prefill())
+        decode += inference.decode()
     return {
         "prefill": CONTEXT / statistics.median(prefill),
         "decode": 1.0 / statistics.median(decode),
         "memory": peak_memory_mib(),
     }
+
+
+def rounds(work: type[Training | Inference]) -> Callable[[str], dict[str, float]]:
+    """Return a measurement that prints a line of JSON for each line it reads, until the end."""
+
+    def measure(path: str) -> dict[str, float]:
+        from bitfabric.runtime.memory import peak_memory_mib
+
+        running = work(path)
+        for _ in sys.stdin:
+            found = {"seconds": running.round(), "memory": peak_memory_mib()}
+            print(json.dumps(found), flush=True)
+        return {}
+
+    return measure
 
 
 def child(work: str, path: Path) -> dict[str, float]:
@@ -123,6 +185,7 @@ def calibrated(_: str) -> dict[str, str]:
         "f32 GFLOP/s": f"{speed.float32 / 1e9:.0f}",
         "int8 dot GOP/s": f"{speed.int8 / 1e9:.0f}",
         "read GB/s": f"{speed.read / 1e9:.1f}",
+        "ternary GB/s": f"{speed.ternary / 1e9:.1f}",
     }
 
 
@@ -153,8 +216,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         work, path = arguments.measure
-        measure = {"train": train, "infer": infer, "calibration": calibrated}[work]
-        print(json.dumps(measure(path)))
+        measure = {
+            "train": train,
+            "infer": infer,
+            "calibration": calibrated,
+            "train-rounds": rounds(Training),
+            "infer-rounds": rounds(Inference),
+        }[work]
+        if found := measure(path):
+            print(json.dumps(found))
         return
     print("calibration before:", calibration())
     for model in arguments.model or ["125M"]:

@@ -25,8 +25,8 @@ PROCESS_MIB = {True: 58.0, False: 52.0}
 SCRATCH_MIB = 4.0
 """What the kernels allocate inside: quantised inputs, panels, one chunk of logits."""
 EFFICIENCY = {
-    "ternary forward": 0.80,
-    "straight-through": 0.88,
+    "ternary forward": 0.77,
+    "straight-through": 0.82,
     "head": 0.82,
     "lora": 0.65,
     "attention": 0.45,
@@ -38,8 +38,6 @@ STREAMS = 12
 CALL_SECONDS = {True: 6e-6, False: 4.5e-6}
 """Cost of a kernel call in training and in inference: the virtual machine, starting threads."""
 KERNELS_A_LAYER = {True: 34, False: 14}
-READ_EFFICIENCY = 0.80
-"""Fraction of the calibrated memory speed at which packed weights stream."""
 CACHED_BYTES = 20e6
 """What the processor's cache holds from one token to the next."""
 
@@ -171,10 +169,12 @@ def _training_seconds(config: ModelConfig, options: CompileOptions, speed: Calib
 
 def _token_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:
     """Every packed weight, the head, and the keys and values so far are read once a token."""
-    read = sum(mib for _, mib in _weight_rows(config, options)) * MIB
-    read += _cache_bytes(config, options)
+    (_, layers), (_, ends) = _weight_rows(config, options)
+    plain = ends * MIB + _cache_bytes(config, options)
     calls = config.num_layers * KERNELS_A_LAYER[False] * CALL_SECONDS[False]
-    return max(read - CACHED_BYTES, 0.0) / (READ_EFFICIENCY * speed.read) + calls
+    seconds = layers * MIB / speed.ternary + plain / speed.read
+    uncached = 1.0 - min(CACHED_BYTES / (layers * MIB + plain), 1.0)
+    return uncached * seconds + calls
 
 
 def _cache_bytes(config: ModelConfig, options: CompileOptions) -> int:

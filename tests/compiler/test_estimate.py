@@ -14,7 +14,7 @@ from bitfabric.compiler.calibration import Calibration
 from bitfabric.models import open_model
 from bitfabric.targets import get_target
 
-SPEED = Calibration(float32=5e11, int8=2e12, read=4e10)
+SPEED = Calibration(float32=5e11, int8=2e12, read=4e10, ternary=3e10)
 OPTIONS = CompileOptions(context=128)
 BENCH = Path(__file__).parents[2] / "bench" / "headline.py"
 
