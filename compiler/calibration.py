@@ -24,7 +24,8 @@ from ..models.kernels import LinearGroup, bitlinear
 from ..models.packing import packed_shape
 from ..schedules import schedule
 from ..schedules.cpu.isa import Isa
-from ..schedules.cpu.microkernel import Tile, bind, build, load, loop
+from ..schedules.cpu.microkernel import Tile
+from ..schedules.tir import bind, build, load, loop
 from ..targets import Target
 
 STEPS = 100_000

@@ -4,9 +4,10 @@ from tvm import tirx
 
 from ..targets import Target
 from .cpu import RULES as CPU_RULES
+from .gpu import RULES as GPU_RULES
 from .rule import KERNEL, PARAMETERS, Rule, apply_rules
 
-FAMILIES: dict[str, list[Rule]] = {"cpu": CPU_RULES}
+FAMILIES: dict[str, list[Rule]] = {"cpu": CPU_RULES, "gpu": GPU_RULES}
 """The rules of each target family, in order."""
 
 

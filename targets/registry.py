@@ -7,9 +7,10 @@ import difflib
 from .cpu import TARGETS as CPU_TARGETS
 from .cpu import host_cpu
 from .errors import FabricError
+from .opencl import TARGETS as OPENCL_TARGETS
 from .target import Target
 
-REGISTRY: dict[str, Target] = {target.name: target for target in CPU_TARGETS}
+REGISTRY: dict[str, Target] = {target.name: target for target in (*CPU_TARGETS, *OPENCL_TARGETS)}
 
 
 def list_targets() -> list[Target]:

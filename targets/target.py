@@ -5,6 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a graphics processor's kernels may use at most.
+
+    Attributes
+    ----------
+    max_buffer : int
+        Bytes of the largest buffer that a kernel may address; larger ones are split into windows.
+    max_threads : int
+        Threads of a work-group.
+    shared_bytes : int
+        Memory that a work-group shares.
+    subgroup : int
+        Threads that execute together; 0 where it is not known.
+    alignment : int
+        Bytes; a part of a buffer may begin at multiples of it.
+    """
+
+    max_buffer: int
+    max_threads: int
+    shared_bytes: int
+    subgroup: int = 0
+    alignment: int = 512
+
 
 @dataclass(frozen=True)
 class Target:
@@ -15,18 +42,23 @@ class Target:
     name : str
         What a person writes after ``--target``.
     family : str
-        Which schedule rules serve it: ``"cpu"``.
+        Which schedule rules serve it: ``"cpu"`` or ``"gpu"``.
     description : str
         One line for ``fabric targets``.
     options : dict
         The TVM target: kind and its attributes.
     device : str
-        The TVM device type that runs it.
+        The TVM device type that runs it: ``"cpu"``, ``"opencl"``.
     vector_bytes : int
-        Width of a vector register.
+        Width of a vector register, or of a thread's widest load.
     features : frozenset of str
-        Instruction sets that the rules may use: ``"avx512_vnni"``, ``"avx2"``, ``"fma"``,
-        ``"neon_dot"``.
+        What the rules may use. Of processors ``"avx512_vnni"``, ``"avx2"``, ``"fma"``,
+        ``"neon_dot"``; of graphics processors ``"fp16"``, ``"shared_memory"`` (it is faster than
+        global memory) and ``"int8_dot"`` (four 8-bit products are one instruction).
+    limits : Limits, optional
+        Of a graphics processor.
+    host : str, optional
+        Target triple of the processor beside a graphics processor; this machine's where None.
     """
 
     name: str
@@ -36,3 +68,5 @@ class Target:
     device: str
     vector_bytes: int
     features: frozenset[str] = frozenset()
+    limits: Limits | None = None
+    host: str | None = None

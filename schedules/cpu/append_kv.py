@@ -12,10 +12,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..tir import Buffer, Expr, bind, branch, build, int64, load, loop, shape, store
 from .attention_blocks import Heads, rotate, transpose
 from .isa import Isa
 from .loops import over_rows
-from .microkernel import Buffer, Expr, bind, branch, build, int64, load, loop, shape, store
 
 
 def append_kv(

@@ -8,9 +8,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..tir import Buffer, Expr, bind, build, int64, load, loop, splat, static, store
 from .attention_blocks import Heads, QueryBlock, clear_rows, rotate
 from .isa import Isa
-from .microkernel import Buffer, Expr, bind, build, int64, load, loop, splat, static, store
 
 
 def rotated_keys(

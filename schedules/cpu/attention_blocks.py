@@ -15,21 +15,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..tir import Buffer, Expr, bind, int64, load, loop, splat, store, when, zeros
 from .isa import Isa
-from .microkernel import (
-    Buffer,
-    Expr,
-    Tile,
-    accumulate,
-    bind,
-    int64,
-    load,
-    loop,
-    splat,
-    store,
-    when,
-    zeros,
-)
+from .microkernel import Tile, accumulate
 from .vector_math import exp
 
 MASKED = -1e30

@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..tir import Buffer, Expr, bind, build, int64, load, loop, splat, static, store, zeros
 from .attention import rotated_keys
 from .attention_blocks import (
     Heads,
@@ -24,21 +25,7 @@ from .attention_blocks import (
     transpose,
 )
 from .isa import Isa
-from .microkernel import (
-    Buffer,
-    Expr,
-    Tile,
-    accumulate,
-    bind,
-    build,
-    int64,
-    load,
-    loop,
-    splat,
-    static,
-    store,
-    zeros,
-)
+from .microkernel import Tile, accumulate
 
 
 def attention_vjp(

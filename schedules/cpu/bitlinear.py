@@ -15,12 +15,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from .isa import Isa
-from .low_rank import PARALLEL_WORK, dot_products
-from .microkernel import (
+from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..tir import (
     Buffer,
     Expr,
-    Tile,
     bind,
     branch,
     build,
@@ -28,13 +26,15 @@ from .microkernel import (
     int64,
     load,
     loop,
-    row_tiles,
     shape,
     splat,
     static,
     store,
 )
-from .ternary import TILE, Segment, aligned, by_segment, row_words, segments
+from .isa import Isa
+from .low_rank import PARALLEL_WORK, dot_products
+from .microkernel import Tile, row_tiles
+from .ternary import row_words
 from .vector_math import rounded
 
 EPSILON = 1e-5
@@ -270,9 +270,7 @@ class _Product:
     def _finish(self, sums: Tile, token: Expr, rows: list[Expr]) -> None:
         """Emit the scale, the adapters and the store of a tile."""
         lanes, q = sums.lanes, self.quantised
-        scales = [
-            bind(by_segment(self.parts, row, lambda p: self.scales[p.index])) for row in rows
-        ]
+        scales = [bind(by_segment(self.parts, row, lambda p: self.scales[p.index])) for row in rows]
         out = Tile(sums.height, sums.width, lanes)
         for i, v in sums:
             exact = sums[i, v] - splat(q.sum[token + i], lanes)

@@ -15,23 +15,12 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..tir import Buffer, Expr, bind, build, load, loop, shape, splat, store
 from .isa import Isa
 from .low_rank import dot_products
-from .microkernel import (
-    Buffer,
-    Expr,
-    Tile,
-    accumulate,
-    bind,
-    build,
-    load,
-    loop,
-    row_tiles,
-    shape,
-    splat,
-    store,
-)
-from .ternary import TILE, Segment, aligned, by_segment, column_codes, segments
+from .microkernel import Tile, accumulate, row_tiles
+from .ternary import column_codes
 
 CHUNK = 8
 """Packed tiles of rows in a chunk at most: with 64 columns 32 KiB of float32."""
@@ -107,8 +96,9 @@ def _input_adjoint(
                 )
                 sums.store(
                     place(token),
-                    lambda total, i, v: total
-                    + load(dx, token + i, column + v * lanes, lanes=lanes),
+                    lambda total, i, v: (
+                        total + load(dx, token + i, column + v * lanes, lanes=lanes)
+                    ),
                 )
 
             row_tiles(tokens, height, tile)

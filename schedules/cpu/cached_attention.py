@@ -17,13 +17,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from .attention_blocks import MASKED, Heads, rotate
-from .isa import Isa
-from .microkernel import (
+from ..tir import (
     Buffer,
     Expr,
-    Tile,
-    accumulate,
     bind,
     branch,
     build,
@@ -37,6 +33,9 @@ from .microkernel import (
     when,
     zeros,
 )
+from .attention_blocks import MASKED, Heads, rotate
+from .isa import Isa
+from .microkernel import Tile, accumulate
 from .vector_math import exp
 
 PARALLEL_WORK = 1 << 18

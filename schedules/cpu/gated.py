@@ -8,9 +8,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..tir import Buffer, Expr, bind, build, load, shape, splat, store
 from .isa import Isa
 from .loops import over, over_rows
-from .microkernel import Buffer, Expr, bind, build, load, shape, splat, store
 from .vector_math import sigmoid
 
 

@@ -20,20 +20,14 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from .isa import Isa
-from .logits import table_values
-from .microkernel import (
+from ..tir import (
     Buffer,
-    EvenCut,
     Expr,
-    Tile,
-    accumulate,
     bind,
     branch,
     build,
     load,
     loop,
-    row_tiles,
     shape,
     splat,
     static,
@@ -41,6 +35,9 @@ from .microkernel import (
     when,
     zeros,
 )
+from .isa import Isa
+from .logits import table_values
+from .microkernel import EvenCut, Tile, accumulate, row_tiles
 from .vector_math import exp
 
 CHUNK = 64
@@ -278,9 +275,11 @@ class _HeadLoss:
                 )
                 sums.store(
                     lambda i, v: (self.partial, s, token + i, column + v * lanes),
-                    lambda x, i, v: x
-                    + load(self.partial, s, token + i, column + v * lanes, lanes=lanes)
-                    * splat(rescale[token + i], lanes),
+                    lambda x, i, v: (
+                        x
+                        + load(self.partial, s, token + i, column + v * lanes, lanes=lanes)
+                        * splat(rescale[token + i], lanes)
+                    ),
                 )
 
             row_tiles(self.chunk, height, tile)

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from .microkernel import Expr, bind, splat
+from ..tir import Expr, bind, splat
 
 
 class Isa:

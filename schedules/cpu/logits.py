@@ -8,9 +8,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..tir import Buffer, Expr, build, load, shape, store
 from .isa import Isa
 from .low_rank import dot_products
-from .microkernel import Buffer, Expr, build, load, shape, store
 from .vector_math import half_to_float
 
 

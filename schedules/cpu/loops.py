@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
-from .microkernel import Buffer, Expr, bind, branch, horizontal, load, loop, static, store, zeros
+from ..tir import Buffer, Expr, bind, branch, horizontal, load, loop, static, store, zeros
 
 PARALLEL_ELEMENTS = 1 << 16
 """A loop over fewer elements is finished before the other threads have woken up."""

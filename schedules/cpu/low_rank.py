@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..tir import Expr, branch, horizontal, static
 from .isa import Isa
-from .microkernel import Expr, Tile, accumulate, branch, horizontal, row_tiles, static
+from .microkernel import Tile, accumulate, row_tiles
 
 MANY = 16
 """From this many tokens on a thin product is cut among threads by token, below it by row."""

@@ -8,9 +8,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..tir import Buffer, Expr, bind, build, load, shape, splat, static, store
 from .isa import Isa
 from .loops import over, over_rows, sum_over
-from .microkernel import Buffer, Expr, bind, build, load, shape, splat, static, store
 
 
 def _inverse_rms(x: Buffer, row: Expr, columns: int, epsilon: float, lanes: int) -> Expr:

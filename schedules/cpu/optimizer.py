@@ -8,9 +8,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..tir import Buffer, Expr, bind, build, load, loop, shape, splat, store, zeros
 from .isa import Isa
 from .loops import ceil_div, flat, over, over_chunks, sum_over
-from .microkernel import Buffer, Expr, bind, build, load, loop, shape, splat, store, zeros
 
 CHUNK = 8192
 """Elements of one cut of a flat buffer: 32 KiB, a few microseconds of work."""

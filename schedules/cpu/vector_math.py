@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .microkernel import Expr, bind, lanes_of, splat
+from ..tir import Expr, bind, lanes_of, splat
 
 ROUNDING = 1.5 * 2.0**23
 """Adding this to a float32 of magnitude below 2^22 rounds it to an integer, half to even."""

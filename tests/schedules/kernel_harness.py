@@ -1,4 +1,4 @@
-"""Build one kernel of `models/kernels`, lay it out for a processor, and run it on numpy arrays."""
+"""Build one kernel of `models/kernels`, lay it out for a target, and run it on numpy arrays."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from bitfabric.compiler.device_code import NAME as DEVICE_CODE
+from bitfabric.runtime.backends import load_backend
 from bitfabric.schedules import schedule
-from bitfabric.targets import Target
+from bitfabric.targets import FabricError, Target
 from bitfabric.targets.cpu import AVX2, AVX512_VNNI, NEON_DOT, X86_64, cpu_flags
+from bitfabric.targets.opencl import OPENCL
 from tvm import relax, tirx
 
 Size = Any
@@ -30,6 +33,25 @@ every_target = pytest.mark.parametrize(
     [
         pytest.param(t, marks=pytest.mark.skipif(not can_run(t), reason="needs the processor"))
         for t in (AVX512_VNNI, AVX2, X86_64)
+    ],
+    ids=lambda target: target.name,
+)
+
+
+def _opencl_missing() -> str:
+    """Return why there is no OpenCL device here; nothing where there is one."""
+    try:
+        load_backend("opencl")
+    except FabricError as error:
+        return str(error)
+    return "" if tvm.runtime.device("opencl", 0).exist else "there is no OpenCL device"
+
+
+every_gpu = pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(t, marks=pytest.mark.skipif(bool(_opencl_missing()), reason=_opencl_missing()))
+        for t in (OPENCL,)
     ],
     ids=lambda target: target.name,
 )
@@ -64,7 +86,11 @@ def compiled(function: tirx.PrimFunc, target: Target, plain: bool = False) -> Ca
     if not plain:
         _, function = schedule(function, target)
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=tvm.target.Target(target.options))["main"]
+    if target.family == "cpu":
+        return tvm.compile(module, target=tvm.target.Target(target.options))["main"]
+    load_backend(target.device)
+    options = tvm.target.Target(target.options, host="llvm")
+    return tvm.compile(module, target=options, tir_pipeline=DEVICE_CODE)["main"]
 
 
 def run(
@@ -75,9 +101,11 @@ def run(
     plain: bool = False,
 ) -> list[np.ndarray]:
     """Run a kernel; returns its outputs, which start as NaN, or without any the inputs after."""
-    tensors = [tvm.runtime.tensor(array.copy()) for array in inputs]
-    results = [tvm.runtime.tensor(np.full(shape, np.nan, "float32")) for shape in outputs]
-    compiled(function, target, plain)(*tensors, *results)
+    kernel = compiled(function, target, plain)
+    device = tvm.runtime.device(target.device, 0)
+    tensors = [tvm.runtime.tensor(array.copy(), device) for array in inputs]
+    results = [tvm.runtime.tensor(np.full(shape, np.nan, "float32"), device) for shape in outputs]
+    kernel(*tensors, *results)
     return [tensor.numpy() for tensor in (results or tensors)]
 
 

@@ -83,9 +83,7 @@ def _arrays(
 @pytest.mark.parametrize(
     "size", [(1, 48, 50, 1.0), (13, 96, 333, 0.8), (130, 64, 1001, 0.7), (70, 64, 50, 0.0)]
 )
-def test_loss_and_gradient(
-    target: Target, dtype: str, size: tuple[int, int, int, float]
-) -> None:
+def test_loss_and_gradient(target: Target, dtype: str, size: tuple[int, int, int, float]) -> None:
     arrays, weight = _arrays(dtype, *size)
     function, ordered = _loss(arrays, dtype == "int8", gradient=True)
     loss, dh = run(function, target, ordered, [(size[0],), size[:2]])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tvm
 from bitfabric.schedules.cpu.isa import Isa
-from bitfabric.schedules.cpu.microkernel import EvenCut, build, load, loop, row_tiles, shape, store
+from bitfabric.schedules.cpu.microkernel import EvenCut, row_tiles
 from bitfabric.schedules.cpu.vector_math import exp, half_to_float, rounded, sigmoid
+from bitfabric.schedules.tir import build, load, loop, shape, store
 from bitfabric.targets import Target
 from bitfabric.targets.cpu import X86_64
 from tvm import te, tirx

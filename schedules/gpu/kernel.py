@@ -1,0 +1,203 @@
+"""The shared builder of the graphics processors' kernels: launches, memories, reductions.
+
+One PrimFunc may hold several launches; what the first leaves in a :func:`scratch` buffer the next
+reads. A typical rule::
+
+    def apply(function, parameters, target):
+        gpu = Gpu(target)
+
+        def body(x, y):
+            rows, columns = shape(x)
+            with launch([rows], [gpu.threads]) as (row, thread):
+                total = block_sum(gpu.threads, thread, partial)
+                ...
+
+        return build(function, body)
+
+Every index is int32: address arithmetic in 64 bits would cost more than the work. Loops that count
+registers are Python's, so that arrays in registers are only ever addressed by numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import Target
+from ..tir import Buffer, Expr, bind, static, when
+
+AXES = "xyz"
+DOT = "fabric_dot4"
+"""The function of four 8-bit products that the device's language, or our preamble, provides."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a target's kernels may use.
+
+    Attributes
+    ----------
+    target : Target
+        The target.
+    """
+
+    target: Target
+
+    @property
+    def threads(self) -> int:
+        """Threads of an ordinary work-group."""
+        return min(256, self.target.limits.max_threads)
+
+    @property
+    def shared(self) -> bool:
+        """Whether memory shared by a work-group is faster than global memory."""
+        return "shared_memory" in self.target.features
+
+
+def _int32(extent: Expr) -> Expr:
+    """Return an extent as int32: a number, or a cast of a variable."""
+    count = static(extent)
+    return extent if count is None else tirx.const(count, "int32")
+
+
+def build(function: tirx.PrimFunc, body: Callable[..., None]) -> tirx.PrimFunc:
+    """Return a PrimFunc over the same tensors whose statements `body(*buffers)` emits.
+
+    The buffers have int32 extents, symbolic ones under variables of their own: the calling
+    convention fills either kind from the tensors' shapes.
+    """
+    variables: dict[Any, tirx.Var] = {}
+
+    def extent(value: Expr) -> Expr:
+        if static(value) is not None:
+            return tirx.const(static(value), "int32")
+        if value not in variables:
+            variables[value] = tirx.Var(value.name, "int32")
+        return variables[value]
+
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        body(
+            *[
+                T.arg(p.name, T.buffer([extent(e) for e in p.shape], p.dtype))
+                for p in function.params
+            ]
+        )
+    return builder.get()
+
+
+@contextmanager
+def launch(grid: Sequence[Expr], block: Sequence[int]) -> Iterator[list[Expr]]:
+    """Open a device kernel; yields the block's indices, then the thread's, axis x first."""
+    with ExitStack() as stack:
+        indices = []
+        for prefix, extents in (("blockIdx", grid), ("threadIdx", block)):
+            for axis, extent in zip(AXES, extents, strict=False):
+                frame = T.launch_thread(f"{prefix}.{axis}", _int32(extent))
+                indices.append(stack.enter_context(frame))
+        yield indices
+
+
+def loop(extent: Expr, begin: Expr = 0) -> Any:
+    """Open ``for i in range(begin, extent)`` in a kernel; use with `with`."""
+    return T.serial(_int32(begin), _int32(extent))
+
+
+def scratch(shape: Sequence[Expr], dtype: str = "float32") -> Buffer:
+    """Allocate device memory between the launches of one PrimFunc; call it outside of them."""
+    return T.alloc_buffer(list(shape), dtype)
+
+
+def shared(shape: Sequence[int], dtype: str = "float32") -> Buffer:
+    """Allocate memory of a work-group, inside a launch."""
+    return T.alloc_buffer(list(shape), dtype, scope="shared")
+
+
+def registers(shape: Sequence[int], dtype: str = "float32") -> Buffer:
+    """Allocate an array of a thread, inside a launch; address it by Python ints alone."""
+    return T.alloc_buffer(list(shape), dtype, scope="local")
+
+
+def barrier() -> None:
+    """Let the threads of a work-group wait for each other's writes to shared memory."""
+    T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def ceil_div(size: Expr, step: int) -> Expr:
+    """Return ``ceil(size / step)`` of a static or symbolic size."""
+    return (size + (step - 1)) // step
+
+
+def dot4(left: Expr, right: Expr, total: Expr) -> Expr:
+    """Return `total` plus the four products of the signed bytes of two int32 words."""
+    return T.call_pure_extern("int32", DOT, left, right, total)
+
+
+def block_reduce(
+    threads: int, thread: Expr, value: Expr, combine: Callable[[Expr, Expr], Expr]
+) -> Expr:
+    """Combine a value of each thread of a work-group; every thread gets the result.
+
+    The order is a fixed tree, so the result depends on nothing but the values.
+
+    Parameters
+    ----------
+    threads : int
+        Threads of the work-group, a power of two.
+    thread : PrimExpr
+        The thread's index.
+    value : PrimExpr
+        A scalar.
+    combine : callable
+        The operation, commutative.
+
+    Returns
+    -------
+    PrimExpr
+        The scalar, of the dtype of `value`.
+    """
+    values = shared([threads], str(value.ty.dtype))
+    T.buffer_store(values, value, [thread])
+    barrier()
+    half = threads // 2
+    while half:
+        with T.If(thread < half), T.Then():
+            T.buffer_store(values, combine(values[thread], values[thread + half]), [thread])
+        barrier()
+        half //= 2
+    result = bind(values[0])
+    # The next reduction may take the same memory.
+    barrier()
+    return result
+
+
+def block_sum(threads: int, thread: Expr, value: Expr) -> Expr:
+    """Return the sum of a value over a work-group, see :func:`block_reduce`."""
+    return block_reduce(threads, thread, value, lambda a, b: a + b)
+
+
+def elements(count: Expr, threads: int, body: Callable[[Expr], None]) -> None:
+    """Launch a thread for each element and emit ``body(index)``."""
+    with launch([ceil_div(count, threads)], [threads]) as (block, thread):
+        index = bind(block * threads + thread)
+        exact = static(count) is not None and static(count) % threads == 0
+        if exact:
+            body(index)
+        else:
+            when(index < count, lambda: body(index))
+
+
+def strided(count: int, threads: int, thread: Expr, body: Callable[[Expr], None]) -> None:
+    """Share ``range(count)`` among the threads of a work-group, neighbours side by side."""
+    with loop(ceil_div(count, threads)) as step:
+        index = bind(step * threads + thread)
+        if count % threads:
+            when(index < count, lambda: body(index))
+        else:
+            body(index)
