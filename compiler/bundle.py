@@ -15,7 +15,7 @@ from typing import Any
 
 from ..models import Checkpoint
 from ..models.lora import adapter_layout
-from ..targets import FabricError, Target
+from ..targets import FabricError, Target, host_triple
 from ..targets.manifest import MANIFEST, SCHEMA, digest, sha256
 from .options import CompileOptions
 
@@ -42,6 +42,8 @@ def manifest_of(
             "device": target.device,
             "options": target.options,
             "features": sorted(target.features),
+            "host": host_triple(target),
+            "limits": asdict(target.limits) if target.limits else None,
         },
         "training": {"context": options.context, "micro_batch": options.micro_batch},
         "lora": {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.config import ModelConfig
-from ..targets import Target
+from ..targets import Target, host_triple
 from ..targets.manifest import sha256
 from .options import CompileOptions
 
@@ -45,7 +45,14 @@ def key_of(config: ModelConfig, target: Target, options: CompileOptions) -> str:
     settings = {
         "config": config.to_dict(),
         "options": decides,
-        "target": [target.name, target.options, sorted(target.features), target.vector_bytes],
+        "target": [
+            target.name,
+            target.options,
+            sorted(target.features),
+            target.vector_bytes,
+            asdict(target.limits) if target.limits else None,
+            host_triple(target),
+        ],
         "tools": [version("apache-tvm"), version("apache-tvm-ffi")],
     }
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

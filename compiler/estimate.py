@@ -150,7 +150,7 @@ def _inference_rows(config: ModelConfig, options: CompileOptions) -> list[tuple[
 def _training_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:
     tokens, depth = options.context * options.micro_batch, config.num_layers
     product = 2.0 * config.ternary_parameters * tokens
-    adapter = 2.0 * adapter_layout(config, options.lora).size * depth * tokens
+    adapter = 2.0 * adapter_layout(config, options.lora).parameters * depth * tokens
     # Scores and mixing, forward twice (once recomputed) and five products backward, half masked.
     attention = 9 * 0.5 * 2.0 * tokens * options.context * config.attention_size * depth
     work = {

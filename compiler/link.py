@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tvm import relax
 
-from ..targets import FabricError, Target, machine
+from ..targets import FabricError, Target, host_triple, machine
 
 
 def linker(target: Target) -> list[str]:
@@ -22,7 +22,7 @@ def linker(target: Target) -> list[str]:
         If the machine has no C++ compiler, or the target is another machine's, and the package
         ziglang, which links for any, is not installed.
     """
-    triple = str(target.options["mtriple"])
+    triple = host_triple(target)
     native = triple.startswith(machine())
     for name in ("c++", "g++", "clang++", "cc") if native else ():
         found = shutil.which(name)

@@ -18,7 +18,8 @@ from ..models.graph import (
 )
 from ..models.lora import adapter_layout
 from ..schedules import KERNEL, schedule
-from ..targets import Target
+from ..targets import Target, host_options
+from .device_code import NAME as DEVICE_CODE
 from .differentiate import differentiate, drop_gradient_marks
 from .host_code import NAME as HOST_CODE
 from .options import CompileOptions
@@ -133,11 +134,18 @@ def build(
     progress("generate code", 0.5)
     executable = tvm.compile(
         lowered,
-        target=tvm.target.Target(dict(target.options)),
+        target=tvm_target(target),
         relax_pipeline=_as_it_is(),
-        tir_pipeline=HOST_CODE,
+        tir_pipeline=HOST_CODE if target.family == "cpu" else DEVICE_CODE,
     )
     return executable, kernels, lowered
+
+
+def tvm_target(target: Target) -> tvm.target.Target:
+    """Return a target, with its host where it is a device, as TVM takes it."""
+    if target.family == "cpu":
+        return tvm.target.Target(dict(target.options))
+    return tvm.target.Target(dict(target.options), host=host_options(target))
 
 
 def _as_it_is() -> tvm.transform.Pass:

@@ -2,8 +2,8 @@
 
 The adapter of one layer is one flat float32 buffer, so that its gradient and moments are too. In
 it, group by group, stand ``A (S, r, K)`` and ``B (r, N)`` over the S adapted projections of the
-group and their N rows. PEFT's ``lora_A (r, K)`` of a projection is its block of A; ``lora_B
-(rows, r)`` is the transpose of its columns of B.
+group and their N rows, each at a place where a device lets a buffer begin. PEFT's ``lora_A (r,
+K)`` of a projection is its block of A; ``lora_B (rows, r)`` is the transpose of its columns of B.
 """
 
 from __future__ import annotations
@@ -87,6 +87,10 @@ def linear_groups(config: ModelConfig, modules: tuple[str, ...]) -> list[LinearG
     return groups
 
 
+ALIGNMENT = 128
+"""Elements: a factor begins at a multiple of 512 bytes, which every OpenCL device accepts."""
+
+
 @dataclass(frozen=True)
 class AdapterFactor:
     """One factor of a group's adapter in the layer's flat buffer."""
@@ -116,15 +120,16 @@ class AdapterModule:
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """The flat adapter buffer of one layer."""
+    """The flat adapter buffer of one layer: `size` float32 elements, the gaps among them zeros."""
 
     rank: int
+    size: int
     factors: tuple[AdapterFactor, ...]
     modules: tuple[AdapterModule, ...]
 
     @property
-    def size(self) -> int:
-        """Number of float32 elements of a layer's adapter."""
+    def parameters(self) -> int:
+        """Number of trained parameters of a layer."""
         return sum(factor.size for factor in self.factors)
 
 
@@ -142,9 +147,10 @@ def adapter_layout(config: ModelConfig, options: LoraOptions) -> AdapterLayout:
         if not group.adapters:
             continue
         a = AdapterFactor(group.name, "a", (group.adapters, options.rank, group.inputs), offset)
-        b = AdapterFactor(group.name, "b", (options.rank, group.adapted_rows), offset + a.size)
+        b_offset = _next_place(offset + a.size)
+        b = AdapterFactor(group.name, "b", (options.rank, group.adapted_rows), b_offset)
         factors += [a, b]
-        offset = b.offset + b.size
+        offset = _next_place(b.offset + b.size)
         index = column = 0
         for name, rows, adapted in zip(group.modules, group.outputs, group.adapted, strict=True):
             if adapted:
@@ -159,4 +165,8 @@ def adapter_layout(config: ModelConfig, options: LoraOptions) -> AdapterLayout:
                     )
                 )
                 index, column = index + 1, column + rows
-    return AdapterLayout(options.rank, tuple(factors), tuple(modules))
+    return AdapterLayout(options.rank, offset, tuple(factors), tuple(modules))
+
+
+def _next_place(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

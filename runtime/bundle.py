@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..targets import FabricError, get_target, host_cpu, machine
+from ..targets import FabricError, get_target, host_cpu, this_host
 from ..targets.manifest import MANIFEST, SCHEMA, digest, sha256
 
 RECOMPILE = "Compile it again: fabric compile MODEL --target cpu -o {path}"
@@ -153,6 +153,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{SCHEMA}).",
             "Upgrade: pip install --upgrade bitfabric",
         )
+    if schema < SCHEMA:
+        raise BundleError(f"{folder} was written by an older version (schema {schema}).", again)
     if manifest.get("digest") != digest(manifest):
         raise BundleError(f"{file} was changed after it was written.", again)
     return manifest
@@ -194,11 +196,15 @@ def _check_weights(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _check_target(folder: Path, manifest: dict[str, Any]) -> None:
     target, here = manifest["target"], host_cpu()
-    triple = str(target["options"].get("mtriple", ""))
-    missing = sorted(set(target["features"]) - here.features)
-    if not triple.startswith(machine()) or missing:
+    triple, name = target["host"], target["name"]
+    # What a device lacks is told when it is opened; a processor is known here.
+    missing = sorted(set(target["features"]) - here.features) if target["device"] == "cpu" else []
+    architecture, _, system = this_host().partition("-")
+    if not triple.startswith(architecture) or system.split("-")[0] not in triple or missing:
         lacks = f", which lacks {', '.join(missing)}" if missing else ""
+        made = f"{name} on {triple}" if target["device"] != "cpu" else name
+        again = f"--target {get_target('cpu').name if target['device'] == 'cpu' else name}"
         raise BundleError(
-            f"{folder} was compiled for {target['name']}; this machine is {here.name}{lacks}.",
-            f"Compile it for this machine: fabric compile MODEL --target {get_target('cpu').name}",
+            f"{folder} was compiled for {made}; this machine is {here.name}{lacks}.",
+            f"Compile it for this machine: fabric compile MODEL {again}",
         )

@@ -1,4 +1,4 @@
-"""TVM's runtime library alone: its threads, the virtual machine, and arrays that it can see.
+"""TVM's runtime library alone: its threads, the virtual machine, and the memory it works on.
 
 The Python package `tvm` is never imported: `tvm_ffi` and ``libtvm_runtime`` are all that a compiled
 module needs, in half of the memory.
@@ -6,65 +6,67 @@ module needs, in half of the memory.
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import os
-import sys
-from pathlib import Path
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from ..targets import FabricError
+from .backends import load_backend
 from .bundle import Bundle
 from .ffi import tvm_ffi
+from .library import load_runtime
+from .memory_space import DeviceMemory, HostMemory, MemorySpace, device_error
 
-Tensor: TypeAlias = "tvm_ffi.Tensor"
-
-CPU = 1
-"""DLPack's device type."""
+CPU, OPENCL = 1, 4
+"""DLPack's device types."""
+DEVICES = {"cpu": CPU, "opencl": OPENCL}
 POOLED = 2
 """The virtual machine's allocator that keeps freed blocks for the next step."""
-LIBRARY = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}
+DEVICE_VARIABLE = "FABRIC_DEVICE"
 
 
-def processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def load_runtime() -> None:
-    """Load TVM's runtime library, once, with a thread for every processor.
+def device_index(kind: str) -> int:
+    """Return which device of a kind to use, as ``FABRIC_DEVICE`` names it: ``opencl:1`` or ``1``.
 
     Raises
     ------
     FabricError
-        If the package apache-tvm is not installed.
+        If the variable names another kind or no number.
     """
-    # TVM takes half of the processors by default, on the belief that the others are siblings.
-    os.environ.setdefault("TVM_NUM_THREADS", str(processors()))
-    spec = importlib.util.find_spec("tvm")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "lib" / LIBRARY.get(sys.platform, "libtvm_runtime.so")
-        if path.is_file():
-            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-            return
-    raise FabricError(
-        "TVM's runtime library is not installed.",
-        "Install it: pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1",
-    )
+    named = os.environ.get(DEVICE_VARIABLE, "")
+    found, _, index = named.rpartition(":")
+    if not named:
+        return 0
+    if found not in ("", kind) or not index.isdigit():
+        raise FabricError(
+            f"The device {named!r} is not one of this bundle's kind, {kind}.",
+            f"Name one as {kind}:0, {kind}:1 …; list them with: fabric devices",
+        )
+    return int(index)
 
 
 class Machine:
-    """The virtual machine of a bundle's module, on the CPU."""
+    """The virtual machine of a bundle's module, on the device that the bundle is for.
+
+    Attributes
+    ----------
+    memory : MemorySpace
+        Where its tensors live.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         load_runtime()
+        kind = bundle.manifest["target"]["device"]
         module = tvm_ffi.load_module(str(bundle.module_path))
         self._executable = module["vm_load_executable"]()
-        self._executable["vm_initialization"](CPU, 0, POOLED)
+        if kind == "cpu":
+            self.memory: MemorySpace = HostMemory()
+            self._executable["vm_initialization"](CPU, 0, POOLED)
+            return
+        load_backend(kind)
+        index = device_index(kind)
+        self.memory = DeviceMemory(kind, index)
+        # The host's device comes last: there live the shapes.
+        self._executable["vm_initialization"](DEVICES[kind], index, POOLED, CPU, 0, POOLED)
 
     def __getitem__(self, name: str) -> Any:
         """Return a function of the module."""
@@ -76,19 +78,4 @@ class Machine:
         return self._executable[f"bound_{name}"]
 
 
-def tensor(array: np.ndarray) -> Tensor:
-    """Return a TVM tensor over an array's own memory: C-contiguous, 64-byte aligned, no copy."""
-    return tvm_ffi.from_dlpack(array)
-
-
-def to_numpy(value: Tensor) -> np.ndarray:
-    """Return an array over a CPU tensor's memory, no copy."""
-    return np.from_dlpack(value)
-
-
-def aligned(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
-    """Return a zeroed array whose data starts at a multiple of 64 bytes."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
+__all__ = ["DEVICE_VARIABLE", "Machine", "device_error", "device_index"]

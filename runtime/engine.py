@@ -9,53 +9,30 @@ import numpy as np
 
 from .batch import Batch
 from .bundle import Bundle
-from .device import Machine, Tensor, aligned, tensor, to_numpy
+from .device import Machine
+from .memory_space import MemorySpace, Tensor
 
 Tensors = dict[str, np.ndarray]
 
 
-def layer_tensors(bundle: Bundle) -> list[list[Tensor]]:
+def layer_tensors(bundle: Bundle, memory: MemorySpace) -> list[list[Tensor]]:
     """Return the frozen tensors of every layer, in the order of the compiled functions."""
-    return [[tensor(array) for array in layer.values()] for layer in bundle.layers]
+    return [[memory.constant(array) for array in layer.values()] for layer in bundle.layers]
 
 
-def end_tensors(bundle: Bundle) -> list[Tensor]:
+def end_tensors(bundle: Bundle, memory: MemorySpace) -> list[Tensor]:
     """Return embedding, final norm and head, in the order of the compiled functions."""
-    return [tensor(array) for array in bundle.ends.values()]
+    return [memory.constant(array) for array in bundle.ends.values()]
 
 
-def _sum(values: Tensor) -> float:
-    """Return the sum of a float32 tensor, in float64."""
-    return float(to_numpy(values).sum(dtype=np.float64))
-
-
-class AdapterBuffers:
-    """Flat ``(layers, n)`` buffers and, for each layer, their factors as tensors of their own."""
+class AdapterLayout:
+    """Where each factor of each layer's adapter stands in a ``(layers, n)`` buffer."""
 
     def __init__(self, bundle: Bundle) -> None:
         layout = bundle.manifest["adapter"]
         self.layers = bundle.config["num_layers"]
-        self.size = sum(math.prod(factor["shape"]) for factor in layout["factors"])
+        self.factors, self.size = layout["factors"], layout["size"]
         self.rank, self.modules = layout["rank"], layout["modules"]
-        self._factors = layout["factors"]
-
-    def new(self) -> np.ndarray:
-        """Return a zeroed ``(layers, n)`` float32 buffer."""
-        return aligned((self.layers, self.size))
-
-    def flat(self, buffer: np.ndarray) -> list[Tensor]:
-        """Return each layer of a buffer as a tensor."""
-        return [tensor(row) for row in buffer]
-
-    def factors(self, buffer: np.ndarray) -> list[list[Tensor]]:
-        """Return the factors of each layer of a buffer as tensors."""
-        return [
-            [
-                tensor(row[f["offset"] :][: math.prod(f["shape"])].reshape(f["shape"]))
-                for f in self._factors
-            ]
-            for row in buffer
-        ]
 
     def blocks(self, row: np.ndarray, module: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return views of a module's ``A (r, K)`` and ``B (r, N)`` in one layer's buffer."""
@@ -76,6 +53,37 @@ class AdapterBuffers:
         ]
 
 
+class AdapterBuffer:
+    """A float32 buffer of an adapter's layout for each layer: parameters, gradients or moments."""
+
+    def __init__(self, memory: MemorySpace, layout: AdapterLayout) -> None:
+        self._blocks = [memory.zeros((layout.size,)) for _ in range(layout.layers)]
+        self._factors, self._size = layout.factors, layout.size
+
+    @property
+    def flat(self) -> list[Tensor]:
+        """Each layer as a tensor."""
+        return [block.tensor for block in self._blocks]
+
+    @property
+    def factors(self) -> list[list[Tensor]]:
+        """The factors of each layer as tensors."""
+        return [
+            [block.part(factor["offset"], factor["shape"]) for factor in self._factors]
+            for block in self._blocks
+        ]
+
+    def read(self) -> np.ndarray:
+        """Return the values, ``(layers, n)``, a copy."""
+        return np.stack([block.read() for block in self._blocks])
+
+    def write(self, values: np.ndarray | float) -> None:
+        """Replace the values by ``(layers, n)`` others, or all by one."""
+        rows = np.broadcast_to(values, (len(self._blocks), self._size))
+        for block, row in zip(self._blocks, rows, strict=True):
+            block.write(row)
+
+
 class TrainingEngine:
     """Losses, gradients and updates of a bundle's LoRA parameters.
 
@@ -87,56 +95,68 @@ class TrainingEngine:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.context, self.micro_batch = bundle, bundle.context, bundle.micro_batch
-        self._buffers = AdapterBuffers(bundle)
-        self._machine = Machine(bundle)
-        self._adapter, self._gradient = self._buffers.new(), self._buffers.new()
-        self._moments = (self._buffers.new(), self._buffers.new())
+        self._machine, self._layout = Machine(bundle), AdapterLayout(bundle)
+        memory = self._machine.memory
+        self._adapter, self._gradient, *self._moments = (
+            AdapterBuffer(memory, self._layout) for _ in range(4)
+        )
+        rows = (self.micro_batch * self.context,)
         self._inputs = {
-            name: aligned((self.micro_batch * self.context,), "int32")
-            for name in ("tokens", "labels", "starts")
+            name: memory.zeros(shape, "int32")
+            for name, shape in (
+                ("tokens", rows),
+                ("labels", rows),
+                ("starts", (self.micro_batch, self.context)),
+            )
         }
-        self._inverse, self._hyper = aligned((1,)), aligned((8,))
-        self._seeds = aligned((self._buffers.layers, 16), "int32")
+        self._inverse, self._hyper = memory.zeros((1,)), memory.zeros((8,))
+        self._seeds = [
+            memory.zeros((1,), "int32")
+            for _ in range(self._layout.layers if bundle.lora["dropout"] else 0)
+        ]
         self._bind()
 
     def _bind(self) -> None:
         """Bind every constant argument once, so that a step is one call."""
-        shape = (self.micro_batch, self.context)
-        inputs = [
-            tensor(self._inputs["tokens"]),
-            tensor(self._inputs["labels"]),
-            tensor(self._inputs["starts"].reshape(shape)),
-        ]
-        seeds = [[tensor(row[:1]) for row in self._seeds]] if self.bundle.lora["dropout"] else []
-        model = [self._machine["rope"](), *end_tensors(self.bundle), layer_tensors(self.bundle)]
-        factors = self._buffers.factors
-        model.append(factors(self._adapter))
-        evaluate = [*inputs, *model]
-        train = [*inputs, *seeds, *model, factors(self._gradient), tensor(self._inverse)]
-        flat = self._buffers.flat
-        gradients = flat(self._gradient)
-        update = [flat(self._adapter), *map(flat, self._moments), gradients, tensor(self._hyper)]
-        self._train_step = self._machine.bind("train_step", train)
-        self._evaluate_step = self._machine.bind("evaluate_step", evaluate)
-        self._gradient_squares = self._machine.bind("gradient_squares", [gradients])
-        self._update = self._machine.bind("update", update)
+        bind, memory = self._machine.bind, self._machine.memory
+        inputs = [block.tensor for block in self._inputs.values()]
+        seeds = [[block.tensor for block in self._seeds]] if self._seeds else []
+        ends, layers = end_tensors(self.bundle, memory), layer_tensors(self.bundle, memory)
+        model = [self._machine["rope"](), *ends, layers, self._adapter.factors]
+        gradients = self._gradient.flat
+        update = [buffer.flat for buffer in (self._adapter, *self._moments, self._gradient)]
+        self._train_step = bind(
+            "train_step", [*inputs, *seeds, *model, self._gradient.factors, self._inverse.tensor]
+        )
+        self._evaluate_step = bind("evaluate_step", [*inputs, *model])
+        self._gradient_squares = bind("gradient_squares", [gradients])
+        self._update = bind("update", [*update, self._hyper.tensor])
+
+    @property
+    def device_memory_mib(self) -> float:
+        """Most memory of a device held at once, MiB; 0 where the processor itself computes."""
+        return self._machine.memory.peak_mib()
 
     def initialize_adapter(self, seed: int) -> None:
         """Start as PEFT does: A Kaiming-uniform with a = sqrt(5), B zero; moments zero."""
-        for buffer in (self._adapter, self._gradient, *self._moments):
-            buffer[:] = 0.0
-        for index, (layer, module, _) in enumerate(self._buffers.names()):
-            a, _b = self._buffers.blocks(self._adapter[layer], module)
+        adapter = self._clear()
+        for index, (layer, module, _) in enumerate(self._layout.names()):
+            a, _b = self._layout.blocks(adapter[layer], module)
             bound = 1.0 / math.sqrt(module["inputs"])
             a[:] = np.random.default_rng((seed, index)).uniform(-bound, bound, a.shape)
+        self._adapter.write(adapter)
+
+    def _clear(self) -> np.ndarray:
+        """Zero gradients and moments; return zeros to fill a new adapter into."""
+        for buffer in (self._gradient, *self._moments):
+            buffer.write(0.0)
+        return np.zeros((self._layout.layers, self._layout.size), np.float32)
 
     def _load(self, batch: Batch, seed: int = 0) -> None:
-        for name, destination in self._inputs.items():
-            destination[:] = getattr(batch, name).reshape(-1)
-        self._seeds[:, 0] = [
-            np.random.SeedSequence((seed, layer)).generate_state(1)[0] >> 1
-            for layer in range(len(self._seeds))
-        ]
+        for name, block in self._inputs.items():
+            block.write(getattr(batch, name).reshape(block.tensor.shape))
+        for layer, block in enumerate(self._seeds):
+            block.write(np.random.SeedSequence((seed, layer)).generate_state(1)[0] >> 1)
 
     def accumulate(self, batch: Batch, inverse_count: float, seed: int) -> float:
         """Add the gradients of ``inverse_count * sum(token losses)``.
@@ -156,13 +176,17 @@ class TrainingEngine:
             Sum of the losses of the labelled tokens, in nats.
         """
         self._load(batch, seed)
-        self._inverse[0] = inverse_count
-        return _sum(self._train_step()[0])
+        self._inverse.write(np.float32(inverse_count))
+        return self._sum(self._train_step()[0])
 
     def evaluate(self, batch: Batch) -> float:
         """Return the sum of the losses of the labelled tokens, in nats, without dropout."""
         self._load(batch)
-        return _sum(self._evaluate_step())
+        return self._sum(self._evaluate_step())
+
+    def _sum(self, values: Tensor) -> float:
+        """Return the sum of a float32 tensor, in float64."""
+        return float(self._machine.memory.read(values).sum(dtype=np.float64))
 
     def update(
         self,
@@ -191,27 +215,26 @@ class TrainingEngine:
         float
             Global norm of the gradient before clipping.
         """
-        norm = math.sqrt(math.fsum(_sum(squares) for squares in self._gradient_squares()))
+        norm = math.sqrt(math.fsum(self._sum(squares) for squares in self._gradient_squares()))
         clip = clip_norm / norm if 0.0 < clip_norm < norm else 1.0
         corrections = 1.0 - beta1**step, 1.0 - beta2**step
-        self._hyper[:] = (learning_rate, beta1, beta2, epsilon, weight_decay, clip, *corrections)
+        hyper = (learning_rate, beta1, beta2, epsilon, weight_decay, clip, *corrections)
+        self._hyper.write(np.array(hyper, np.float32))
         self._update()
         return norm
 
     def state(self) -> Tensors:
-        """Return ``adapter``, ``moment1`` and ``moment2``, float32 ``(layers, n)``, not copied.
-
-        The next update changes them: save them, or copy them, before it.
-        """
+        """Return ``adapter``, ``moment1`` and ``moment2``: copies, float32 ``(layers, n)``."""
         names = ("adapter", "moment1", "moment2")
-        return dict(zip(names, (self._adapter, *self._moments), strict=True))
+        buffers = (self._adapter, *self._moments)
+        return {name: buffer.read() for name, buffer in zip(names, buffers, strict=True)}
 
     def load_state(self, state: Tensors) -> None:
         """Take back what :meth:`state` gave."""
-        self._adapter[:] = state["adapter"]
-        self._moments[0][:] = state["moment1"]
-        self._moments[1][:] = state["moment2"]
-        self._gradient[:] = 0.0
+        self._adapter.write(state["adapter"])
+        self._moments[0].write(state["moment1"])
+        self._moments[1].write(state["moment2"])
+        self._gradient.write(0.0)
 
     def adapter_tensors(self) -> Tensors:
         """Return ``<path>.lora_A (r, in)`` and ``<path>.lora_B (out, r)`` float32 copies."""
@@ -221,17 +244,17 @@ class TrainingEngine:
         """Return the accumulated gradients under the names of :meth:`adapter_tensors`."""
         return self._tensors_of(self._gradient)
 
-    def _tensors_of(self, buffer: np.ndarray) -> Tensors:
-        tensors = {}
-        for layer, module, path in self._buffers.names():
-            a, b = self._buffers.blocks(buffer[layer], module)
+    def _tensors_of(self, buffer: AdapterBuffer) -> Tensors:
+        tensors, values = {}, buffer.read()
+        for layer, module, path in self._layout.names():
+            a, b = self._layout.blocks(values[layer], module)
             tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"] = a.copy(), b.T.copy()
         return tensors
 
     def load_adapter_tensors(self, tensors: Tensors) -> None:
         """Take the tensors of :meth:`adapter_tensors`; moments and gradients become zero."""
-        for buffer in (self._gradient, *self._moments):
-            buffer[:] = 0.0
-        for layer, module, path in self._buffers.names():
-            a, b = self._buffers.blocks(self._adapter[layer], module)
+        adapter = self._clear()
+        for layer, module, path in self._layout.names():
+            a, b = self._layout.blocks(adapter[layer], module)
             a[:], b[:] = tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"].T
+        self._adapter.write(adapter)

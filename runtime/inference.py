@@ -9,9 +9,10 @@ import numpy as np
 
 from ..targets import FabricError
 from .bundle import Bundle
-from .device import Machine, Tensor, aligned, tensor, to_numpy
+from .device import Machine
 from .engine import Tensors, end_tensors, layer_tensors
 from .ffi import tvm_ffi
+from .memory_space import MemorySpace, Tensor
 
 LANES = 16
 """A cache's capacity is a multiple of it: kernels read whole vectors of positions."""
@@ -46,30 +47,33 @@ class InferenceEngine:
         # An odd number of vectors: rows a power of two apart would share the same cache sets.
         self.capacity = LANES * (math.ceil(capacity / LANES) | 1)
         self._machine = Machine(bundle)
+        self._memory = memory = self._machine.memory
         self._positions = np.zeros(batch, np.int32)
         config = bundle.config
         kv, d = config["num_kv_heads"], config["head_dim"]
-        # Zeroed memory that nothing has touched takes no room: a large capacity costs nothing.
+        room = self.capacity
+        # Memory that nothing has touched takes no room here: a large capacity costs nothing.
         caches = [
-            [
-                tensor(aligned((batch, kv, d, self.capacity))),
-                tensor(aligned((batch, kv, self.capacity, d))),
-            ]
+            [memory.empty(shape) for shape in ((batch, kv, d, room), (batch, kv, room, d))]
             for _ in range(config["num_layers"])
         ]
         rope = self._machine["rope_cache"](tvm_ffi.Shape((self.capacity,)))
         self._model = [
             rope,
-            *end_tensors(bundle),
-            layer_tensors(bundle),
-            stacked_adapters(bundle, adapters),
+            *end_tensors(bundle, memory),
+            layer_tensors(bundle, memory),
+            stacked_adapters(bundle, adapters, memory),
             caches,
         ]
-        self._one = {
-            name: aligned((1,), "int32") for name in ("token", "sequence", "position", "select")
-        }
-        arguments = [tensor(array) for array in self._one.values()]
+        names = ("token", "sequence", "position", "select")
+        self._one = {name: memory.zeros((1,), "int32") for name in names}
+        arguments = [block.tensor for block in self._one.values()]
         self._decode = self._machine.bind("decode", [*arguments, *self._model])
+
+    @property
+    def device_memory_mib(self) -> float:
+        """Most memory of a device held at once, MiB; 0 where the processor itself computes."""
+        return self._memory.peak_mib()
 
     @property
     def position(self) -> int:
@@ -126,8 +130,9 @@ class InferenceEngine:
     def decode(self, token: int) -> np.ndarray:
         """Append one token to sequence 0 and return the ``(V,)`` float32 logits after it."""
         self._room(0, 1)
-        self._one["token"][0], self._one["position"][0] = token, self._positions[0]
-        logits = to_numpy(self._decode())[0]
+        self._one["token"].write(np.int32(token))
+        self._one["position"].write(self._positions[0])
+        logits = self._memory.read(self._decode())[0]
         self._positions[0] += 1
         return logits
 
@@ -149,14 +154,14 @@ class InferenceEngine:
     ) -> np.ndarray:
         arrays = []
         for values in (tokens, sequence, position, np.asarray(select)):
-            array = aligned((len(values),), "int32")
-            array[:] = values
-            arrays.append(tensor(array))
-        return to_numpy(self._machine["prefill"](*arrays, *self._model))
+            block = self._memory.zeros((len(values),), "int32")
+            block.write(values)
+            arrays.append(block.tensor)
+        return self._memory.read(self._machine["prefill"](*arrays, *self._model))
 
 
 def stacked_adapters(
-    bundle: Bundle, adapters: Sequence[tuple[Tensors, float]]
+    bundle: Bundle, adapters: Sequence[tuple[Tensors, float]], memory: MemorySpace
 ) -> list[list[Tensor]]:
     """Return for each layer the factors ``A (S, R, K)`` and ``B (R, N)`` of all adapters at once.
 
@@ -175,10 +180,10 @@ def stacked_adapters(
                 parts = [(np.zeros((len(members), 1, inputs)), np.zeros((1, rows)))]
             a = np.concatenate([part[0] for part in parts], axis=1)
             b = np.concatenate([part[1] for part in parts], axis=0)
-            for source in (a, b):
-                array = aligned(source.shape)
-                array[:] = source
-                factors.append(tensor(array))
+            for values in (a, b):
+                block = memory.zeros(values.shape)
+                block.write(values)
+                factors.append(block.tensor)
         layers.append(factors)
     return layers
 

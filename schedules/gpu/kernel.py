@@ -52,6 +52,7 @@ class Gpu:
     @property
     def threads(self) -> int:
         """Threads of an ordinary work-group."""
+        assert self.target.limits is not None
         return min(256, self.target.limits.max_threads)
 
     @property
@@ -186,7 +187,8 @@ def elements(count: Expr, threads: int, body: Callable[[Expr], None]) -> None:
     """Launch a thread for each element and emit ``body(index)``."""
     with launch([ceil_div(count, threads)], [threads]) as (block, thread):
         index = bind(block * threads + thread)
-        exact = static(count) is not None and static(count) % threads == 0
+        size = static(count)
+        exact = size is not None and size % threads == 0
         if exact:
             body(index)
         else:

@@ -10,7 +10,7 @@ import pytest
 from bitfabric.compiler import CompileOptions, LoraOptions, compile_model, link
 from bitfabric.compiler.pipeline import build_graph
 from bitfabric.models import RandomCheckpoint
-from bitfabric.targets import FabricError, get_target, list_targets, machine
+from bitfabric.targets import FabricError, get_target, host_triple, list_targets, machine
 
 from ..parity.conftest import BASE, compile_tiny
 
@@ -86,12 +86,12 @@ def test_without_a_linker_the_remedy_names_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_machines_target_needs_a_linker_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = next(t for t in list_targets() if not t.options["mtriple"].startswith(machine()))
+    other = next(t for t in list_targets() if not host_triple(t).startswith(machine()))
     monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FabricError, match=f"no linker for {other.name}"):
         link.linker(other)
     monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: object())
-    assert link.linker(other)[-2:] == ["-target", other.options["mtriple"]]
+    assert link.linker(other)[-2:] == ["-target", host_triple(other)]
 
 
 @pytest.mark.parametrize(

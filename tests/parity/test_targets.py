@@ -16,7 +16,8 @@ from .test_training import labelled, setting
 RUNNABLE = [
     target.name
     for target in list_targets()
-    if target.options["mtriple"] == host_cpu().options["mtriple"]
+    if target.family == "cpu"
+    and target.options["mtriple"] == host_cpu().options["mtriple"]
     and target.features <= host_cpu().features
     and target != host_cpu()
 ]

@@ -96,6 +96,11 @@ def test_garbage_for_a_manifest_is_refused(copy: Path) -> None:
     assert "not readable as a manifest" in refused(copy)
 
 
+def test_an_older_schema_asks_to_compile_again(copy: Path) -> None:
+    edit(copy, lambda m: m.update(schema=1))
+    assert "older version (schema 1)" in refused(copy)
+
+
 def test_a_newer_schema_asks_for_an_upgrade(copy: Path) -> None:
     edit(copy, lambda m: m.update(schema=99))
     assert "newer version (schema 99" in refused(copy)
@@ -107,7 +112,7 @@ def test_a_processor_without_the_features_is_refused(copy: Path) -> None:
 
 
 def test_another_architecture_is_refused(copy: Path) -> None:
-    edit(copy, lambda m: m["target"]["options"].update(mtriple="riscv64-linux-gnu"))
+    edit(copy, lambda m: m["target"].update(host="riscv64-linux-gnu"))
     assert "was compiled for" in refused(copy)
 
 
@@ -142,8 +147,8 @@ print(seconds)
 
 
 def test_a_foreign_bundle_may_be_looked_at(copy: Path) -> None:
-    edit(copy, lambda m: m["target"]["options"].update(mtriple="riscv64-linux-gnu"))
-    assert open_bundle(copy, foreign=True).manifest["target"]["options"]["mtriple"].startswith("r")
+    edit(copy, lambda m: m["target"].update(host="riscv64-linux-gnu"))
+    assert open_bundle(copy, foreign=True).manifest["target"]["host"].startswith("r")
 
 
 def broken(value: object, generator: random.Random) -> object:

@@ -1,0 +1,217 @@
+"""Where tensors live: this process's own memory, or a device's.
+
+The engines see one interface. On the processor a tensor is a numpy array's own memory and nothing
+is ever copied; on a device every tensor is the device's, and reading and writing are transfers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from ..targets import FabricError
+from .ffi import tvm_ffi
+
+Tensor: TypeAlias = "tvm_ffi.Tensor"
+
+
+class Block(Protocol):
+    """A tensor that the host fills and reads."""
+
+    tensor: Tensor
+
+    def part(self, begin: int, shape: Sequence[int]) -> Tensor:
+        """Return a part of a one-dimensional block, from an element on, as a tensor."""
+        ...
+
+    def read(self) -> np.ndarray:
+        """Return the values: the memory itself where it is the processor's, else a copy."""
+        ...
+
+    def write(self, values: np.ndarray) -> None:
+        """Replace the values."""
+        ...
+
+
+class MemorySpace(Protocol):
+    """Memory that compiled functions work on."""
+
+    def constant(self, array: np.ndarray) -> Tensor:
+        """Return a tensor of an array that nothing will write to."""
+        ...
+
+    def zeros(self, shape: Sequence[int], dtype: str = "float32") -> Block:
+        """Allocate a block of zeros."""
+        ...
+
+    def empty(self, shape: Sequence[int]) -> Tensor:
+        """Allocate a float32 tensor whose values do not matter."""
+        ...
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """Return the values of a tensor that a function gave, waiting for it."""
+        ...
+
+    def peak_mib(self) -> float:
+        """Return the most memory of the device held at once, MiB; 0 for the processor's own."""
+        ...
+
+
+def aligned(shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
+    """Return a zeroed array whose data starts at a multiple of 64 bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+class HostBlock:
+    """A block over an array's own memory: C-contiguous, 64-byte aligned."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.tensor = tvm_ffi.from_dlpack(array)
+
+    def part(self, begin: int, shape: Sequence[int]) -> Tensor:
+        """Return a part of a one-dimensional block as a tensor."""
+        return tvm_ffi.from_dlpack(self._array[begin:][: math.prod(shape)].reshape(shape))
+
+    def read(self) -> np.ndarray:
+        """Return the memory itself."""
+        return self._array
+
+    def write(self, values: np.ndarray) -> None:
+        """Replace the values."""
+        self._array[...] = values
+
+
+class HostMemory:
+    """The processor's memory."""
+
+    def constant(self, array: np.ndarray) -> Tensor:
+        """Return a tensor over an array's own memory."""
+        return tvm_ffi.from_dlpack(array)
+
+    def zeros(self, shape: Sequence[int], dtype: str = "float32") -> HostBlock:
+        """Allocate a block of zeros; memory that nothing touches takes no room."""
+        return HostBlock(aligned(shape, dtype))
+
+    def empty(self, shape: Sequence[int]) -> Tensor:
+        """Allocate a float32 tensor, zeros as it happens."""
+        return tvm_ffi.from_dlpack(aligned(shape))
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """Return an array over a tensor's memory."""
+        return np.from_dlpack(tensor)
+
+    def peak_mib(self) -> float:
+        """Return 0: the process's own peak says it."""
+        return 0.0
+
+
+class DeviceBlock:
+    """A block of a device's memory."""
+
+    def __init__(self, memory: DeviceMemory, shape: Sequence[int], dtype: str) -> None:
+        self._memory, self._shape, self._dtype = memory, tuple(shape), dtype
+        self.tensor = memory.allocate(shape, dtype)
+
+    def part(self, begin: int, shape: Sequence[int]) -> Tensor:
+        """Return a part of a one-dimensional block as a tensor of its own."""
+        offset = begin * np.dtype(self._dtype).itemsize
+        dtype = tvm_ffi.dtype(self._dtype)
+        return self._memory.view(self.tensor, offset, tvm_ffi.Shape(tuple(shape)), dtype)
+
+    def read(self) -> np.ndarray:
+        """Return a copy of the values."""
+        return self._memory.read(self.tensor)
+
+    def write(self, values: np.ndarray) -> None:
+        """Replace the values."""
+        array = np.empty(self._shape, self._dtype)
+        array[...] = values
+        self._memory.write(self.tensor, array)
+
+
+class DeviceMemory:
+    """The memory of one device of a native backend.
+
+    Parameters
+    ----------
+    kind : str
+        ``"opencl"``.
+    index : int
+        Which of the kind's devices.
+    """
+
+    def __init__(self, kind: str, index: int) -> None:
+        self._device = tvm_ffi.Device(kind, index)
+        self._index, self._kind = index, kind
+        self._allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        self._from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
+        self._to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+        self.view = tvm_ffi.get_global_func(f"bitfabric.{kind}.view")
+
+    def allocate(self, shape: Sequence[int], dtype: str) -> Tensor:
+        """Allocate a tensor whose values do not matter yet.
+
+        Raises
+        ------
+        FabricError
+            If the device has no room for it.
+        """
+        try:
+            return self._allocate(
+                tvm_ffi.Shape(tuple(shape)), tvm_ffi.dtype(dtype), self._device, None
+            )
+        except RuntimeError as error:
+            raise device_error(error) from error
+
+    def constant(self, array: np.ndarray) -> Tensor:
+        """Copy an array to the device."""
+        tensor = self.allocate(array.shape, str(array.dtype))
+        self.write(tensor, array)
+        return tensor
+
+    def zeros(self, shape: Sequence[int], dtype: str = "float32") -> DeviceBlock:
+        """Allocate a block of zeros."""
+        block = DeviceBlock(self, shape, dtype)
+        block.write(np.zeros(shape, dtype))
+        return block
+
+    def empty(self, shape: Sequence[int]) -> Tensor:
+        """Allocate a float32 tensor of any values."""
+        return self.allocate(shape, "float32")
+
+    def write(self, tensor: Tensor, array: np.ndarray) -> None:
+        """Copy an array to a tensor of its shape and dtype."""
+        array = np.ascontiguousarray(array)
+        self._from_bytes(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """Return a copy of a tensor, waiting for what computes it."""
+        array = np.empty(tuple(tensor.shape), str(tensor.dtype))
+        self._to_bytes(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        return array
+
+    def peak_mib(self) -> float:
+        """Return the most memory of the device held at once by this process, MiB."""
+        found = json.loads(tvm_ffi.get_global_func(f"bitfabric.{self._kind}.memory")(self._index))
+        return found["peak"] / 2**20
+
+
+def device_error(error: Exception) -> FabricError:
+    """Return what a native backend's error means for a person."""
+    message = str(error).strip().splitlines()[0] if str(error).strip() else "unknown error"
+    if "out of memory" in message:
+        remedy = "Lower --micro-batch or --context, or choose a smaller model."
+    elif "device lost" in message:
+        remedy = "The last checkpoint is whole: continue with --resume. `fabric doctor` checks it."
+    else:
+        remedy = "See `fabric doctor`."
+    return FabricError(message if message.endswith(".") else f"{message}.", remedy)
