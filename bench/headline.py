@@ -1,10 +1,11 @@
-"""LoRA training, prefill and decode on this machine's processor, beside the rival's figures.
+"""LoRA training, prefill and decode on this machine, beside the rival's figures.
 
-Run as ``python bench/headline.py [--model 125M --model 1B] [--folder /tmp/bundles]``. Each
+Run as ``python bench/headline.py [--model 125M --model 1B] [--target cpu] [--folder bundles]``; a
+bundle that the folder has already is taken as it is. Each
 measurement is a process of its own, so its peak memory is its own; the calibration of the machine
 runs first and last. The rival's figures (llama.cpp's LoRA fine-tuning in QVAC Fabric at 57d4c98,
-two threads) were taken on a machine of the same kind; they are scaled by nothing, so read the
-calibration with them.
+two threads; Vulkan on one H200) were taken on machines of the same kinds; they are scaled by
+nothing, so read the calibration with them.
 """
 
 from __future__ import annotations
@@ -21,23 +22,29 @@ from pathlib import Path
 
 CONTEXT, STEPS, DECODED = 128, 12, 48
 ROUND_SECONDS = 0.3
-RIVAL = {  # tokens a second with two threads: training, prefill 128, decode; MiB in training
-    "125M": {"train": 42.0, "prefill": 1093.0, "decode": 262.0, "memory": 284.0},
-    "1B": {"train": 3.6, "prefill": 134.0, "decode": 50.0, "memory": 988.0},
+RIVAL = {  # tokens a second: training, prefill 128, decode; MiB in training
+    "cpu": {
+        "125M": {"train": 42.0, "prefill": 1093.0, "decode": 262.0, "memory": 284.0},
+        "1B": {"train": 3.6, "prefill": 134.0, "decode": 50.0, "memory": 988.0},
+    },
+    "gpu": {
+        "125M": {"train": 553.0, "prefill": 13211.0, "decode": 737.0, "memory": 339.0},
+        "1B": {"train": 199.0, "prefill": 16570.0, "decode": 290.0, "memory": 1047.0},
+    },
 }
 
 
-def compiled(model: str, folder: Path) -> Path:
+def compiled(model: str, folder: Path, target: str = "cpu") -> Path:
     """Compile a random model of a published size, unless the folder has it."""
+    path = folder / f"{model}.fabric"
+    if (path / "manifest.json").is_file():
+        return path
     from bitfabric.compiler import CompileOptions, compile_model
     from bitfabric.models import open_model
     from bitfabric.targets import get_target
 
-    path = folder / f"{model}.fabric"
-    if not (path / "manifest.json").is_file():
-        options = CompileOptions(context=CONTEXT)
-        compile_model(open_model(f"random:{model}"), get_target("cpu"), options, path)
-    return path
+    options = CompileOptions(context=CONTEXT)
+    return compile_model(open_model(f"random:{model}"), get_target(target), options, path)
 
 
 class Training:
@@ -117,7 +124,7 @@ def train(path: str) -> dict[str, float]:
     return {
         "train": CONTEXT / statistics.median(seconds[2:]),
         "best": CONTEXT / min(seconds),
-        "memory": peak_memory_mib(),
+        "memory": training.engine.device_memory_mib or peak_memory_mib(),
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
@@ -134,7 +141,7 @@ def infer(path: str) -> dict[str, float]:
     return {
         "prefill": CONTEXT / statistics.median(prefill),
         "decode": 1.0 / statistics.median(decode),
-        "memory": peak_memory_mib(),
+        "memory": inference.engine.device_memory_mib or peak_memory_mib(),
     }
 
 
@@ -189,11 +196,12 @@ def calibrated(_: str) -> dict[str, str]:
     }
 
 
-def report(model: str, path: Path) -> None:
+def report(model: str, path: Path, kind: str) -> None:
     """Measure one model and print its table."""
-    rival = RIVAL[model]
+    rival = RIVAL[kind][model]
     trained, inferred = child("train", path), child("infer", path)
-    print(f"\n{model}, LoRA rank 8 on every module, 1 x {CONTEXT}, {os.cpu_count()} processors")
+    where = f"{os.cpu_count()} processors" if kind == "cpu" else "one GPU"
+    print(f"\n{model}, LoRA rank 8 on every module, 1 x {CONTEXT}, {where}")
     print(f"  {'':26}{'fabric':>10}{'rival':>10}{'ratio':>8}")
     for name, ours, key in (
         ("LoRA training, tokens/s", trained, "train"),
@@ -210,7 +218,8 @@ def report(model: str, path: Path) -> None:
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=sorted(RIVAL), action="append")
+    parser.add_argument("--model", choices=sorted(RIVAL["cpu"]), action="append")
+    parser.add_argument("--target", default="cpu")
     parser.add_argument("--folder", type=Path, default=Path("bundles"))
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -226,10 +235,13 @@ def main() -> None:
         if found := measure(path):
             print(json.dumps(found))
         return
-    print("calibration before:", calibration())
+    kind = "cpu" if arguments.target.startswith("cpu") else "gpu"
+    if kind == "cpu":
+        print("calibration before:", calibration())
     for model in arguments.model or ["125M"]:
-        report(model, compiled(model, arguments.folder))
-    print("\ncalibration after: ", calibration())
+        report(model, compiled(model, arguments.folder, arguments.target), kind)
+    if kind == "cpu":
+        print("\ncalibration after: ", calibration())
 
 
 if __name__ == "__main__":

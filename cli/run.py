@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..targets.opencl_device import DEVICE_VARIABLE
 from .common import command
 from .output import Output
 from .run_options import run_options
@@ -32,7 +34,9 @@ def run_command(output: Output, bundle: Path, seed: int | None, **values: Any) -
     BUNDLE is what `fabric compile` has written, or the module.so in it. Data is JSONL with a
     text, or a prompt and a completion, or messages on each line; or plain text.
     """
-    mode = _mode(values)
+    mode, device = _mode(values), values.pop("device")
+    if device is not None:
+        os.environ[DEVICE_VARIABLE] = device
     if mode == "train":
         from .run_training import train
 

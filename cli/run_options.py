@@ -41,6 +41,12 @@ _WORK = (
         help="The adapter: --train writes it, the others read it, also from a .gguf file. "
         "FOLDER:0.5 weighs it; several add up.",
     ),
+    _work(
+        "--device",
+        default=None,
+        metavar="NAME",
+        help="Which device, where the bundle is for one: opencl:1, or a part of its name.",
+    ),
 )
 
 # Names and defaults are those of runtime's TrainingConfig; None means "not given here".

@@ -61,7 +61,7 @@ def _report(output: Output, bundle: Path, result: TrainingResult) -> None:
     """Say what the training came to and what can be done with it."""
     output.say(
         f"Trained {result.steps} steps, {result.tokens:,} tokens at "
-        f"{result.tokens_per_s:,.0f} tokens/s; at most {result.peak_memory_mib:.0f} MiB of memory."
+        f"{result.tokens_per_s:,.0f} tokens/s; {_memory(result)}"
     )
     if result.eval_loss is not None and result.eval_loss_before is not None:
         early = ", stopped early" if result.stopped_early else ""
@@ -71,6 +71,14 @@ def _report(output: Output, bundle: Path, result: TrainingResult) -> None:
         )
     output.say(f"Adapter: [bold]{result.adapter}[/], with loss.svg and metrics.jsonl beside it.")
     output.hint(f'Try it: fabric run {bundle} --prompt "..." --adapter {result.adapter}')
+
+
+def _memory(result: TrainingResult) -> str:
+    """Say how much memory a run took, of the device first where there is one."""
+    process = f"{result.peak_memory_mib:.0f} MiB of memory."
+    if not result.device_memory_mib:
+        return f"at most {process}"
+    return f"at most {result.device_memory_mib:.0f} MiB on the device and {process}"
 
 
 def evaluate(output: Output, bundle: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -9,39 +9,84 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..targets import FabricError
-from .backends import load_backend
+from ..targets import FabricError, Limits, Target
+from ..targets.opencl_device import DEVICE_VARIABLE, shortfalls
+from .backends import load_backend, opencl_devices
 from .bundle import Bundle
 from .ffi import tvm_ffi
 from .library import load_runtime
-from .memory_space import DeviceMemory, HostMemory, MemorySpace, device_error
+from .memory_space import DeviceMemory, HostMemory, MemorySpace
 
 CPU, OPENCL = 1, 4
 """DLPack's device types."""
 DEVICES = {"cpu": CPU, "opencl": OPENCL}
 POOLED = 2
 """The virtual machine's allocator that keeps freed blocks for the next step."""
-DEVICE_VARIABLE = "FABRIC_DEVICE"
 
 
-def device_index(kind: str) -> int:
-    """Return which device of a kind to use, as ``FABRIC_DEVICE`` names it: ``opencl:1`` or ``1``.
+def named_devices(kind: str) -> list[dict[str, Any]]:
+    """Return the devices of a kind that ``FABRIC_DEVICE`` names; all where it names none.
+
+    It names one by index, ``opencl:1`` or ``1``, or by a part of its name.
 
     Raises
     ------
     FabricError
-        If the variable names another kind or no number.
+        If there is none.
     """
     named = os.environ.get(DEVICE_VARIABLE, "")
-    found, _, index = named.rpartition(":")
-    if not named:
-        return 0
-    if found not in ("", kind) or not index.isdigit():
-        raise FabricError(
-            f"The device {named!r} is not one of this bundle's kind, {kind}.",
-            f"Name one as {kind}:0, {kind}:1 …; list them with: fabric devices",
-        )
-    return int(index)
+    of_kind, _, wish = named.rpartition(":")
+    found = [
+        device
+        for device in opencl_devices()
+        if wish in ("", str(device["index"])) or wish.lower() in device["name"].lower()
+    ]
+    if of_kind in ("", kind) and found:
+        return found
+    raise FabricError(
+        f"There is no {kind} device named {named!r}.",
+        f"Name one as {kind}:0; list them with: fabric devices",
+    )
+
+
+def device_index(kind: str) -> int:
+    """Return the index of the first device of :func:`named_devices`."""
+    return int(named_devices(kind)[0]["index"])
+
+
+def chosen_device(bundle: Bundle) -> int:
+    """Return the index of the first named device that a bundle's code fits.
+
+    Raises
+    ------
+    FabricError
+        If there is none: the sentence says what the first one lacks.
+    """
+    target = bundle_target(bundle)
+    found = named_devices(target.device)
+    fits = [device for device in found if not shortfalls(target, device)]
+    if fits:
+        return int(fits[0]["index"])
+    raise FabricError(
+        f"{found[0]['name']} can't run this bundle: it {shortfalls(target, found[0])[0]}.",
+        "Compile it for the device: fabric compile MODEL --target opencl:auto",
+    )
+
+
+def bundle_target(bundle: Bundle) -> Target:
+    """Return the target that a bundle was made for, as its manifest describes it."""
+    found = bundle.manifest["target"]
+    return Target(
+        name=found["name"],
+        family="cpu" if found["device"] == "cpu" else "gpu",
+        description="",
+        options=found["options"],
+        device=found["device"],
+        vector_bytes=16,
+        features=frozenset(found["features"]),
+        limits=Limits(**found["limits"]) if found["limits"] else None,
+        host=found["host"],
+    )
 
 
 class Machine:
@@ -63,7 +108,7 @@ class Machine:
             self._executable["vm_initialization"](CPU, 0, POOLED)
             return
         load_backend(kind)
-        index = device_index(kind)
+        index = chosen_device(bundle)
         self.memory = DeviceMemory(kind, index)
         # The host's device comes last: there live the shapes.
         self._executable["vm_initialization"](DEVICES[kind], index, POOLED, CPU, 0, POOLED)
@@ -78,4 +123,4 @@ class Machine:
         return self._executable[f"bound_{name}"]
 
 
-__all__ = ["DEVICE_VARIABLE", "Machine", "device_error", "device_index"]
+__all__ = ["Machine", "bundle_target", "chosen_device", "device_index", "named_devices"]

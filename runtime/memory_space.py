@@ -57,6 +57,10 @@ class MemorySpace(Protocol):
         """Return the values of a tensor that a function gave, waiting for it."""
         ...
 
+    def wait(self) -> None:
+        """Wait for everything that functions were asked to compute."""
+        ...
+
     def peak_mib(self) -> float:
         """Return the most memory of the device held at once, MiB; 0 for the processor's own."""
         ...
@@ -109,6 +113,9 @@ class HostMemory:
         """Return an array over a tensor's memory."""
         return np.from_dlpack(tensor)
 
+    def wait(self) -> None:
+        """Return at once: the processor has finished when a function returns."""
+
     def peak_mib(self) -> float:
         """Return 0: the process's own peak says it."""
         return 0.0
@@ -156,6 +163,7 @@ class DeviceMemory:
         self._from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
         self._to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
         self.view = tvm_ffi.get_global_func(f"bitfabric.{kind}.view")
+        self._probe = self.allocate((1,), "float32")
 
     def allocate(self, shape: Sequence[int], dtype: str) -> Tensor:
         """Allocate a tensor whose values do not matter yet.
@@ -198,6 +206,10 @@ class DeviceMemory:
         array = np.empty(tuple(tensor.shape), str(tensor.dtype))
         self._to_bytes(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return array
+
+    def wait(self) -> None:
+        """Wait for the device to finish."""
+        self.read(self._probe)
 
     def peak_mib(self) -> float:
         """Return the most memory of the device held at once by this process, MiB."""

@@ -53,6 +53,11 @@ BundleT = TypeVar("BundleT", bound=BundleLike)
 class Trains(Protocol):
     """Computes losses, gradients and updates of the LoRA parameters."""
 
+    @property
+    def device_memory_mib(self) -> float:
+        """Most memory of a device held at once, MiB; 0 where the processor itself computes."""
+        ...
+
     def initialize_adapter(self, seed: int) -> None:
         """Start from A random (Kaiming uniform) and B zero."""
 

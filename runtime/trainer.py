@@ -45,6 +45,8 @@ class TrainingResult:
         Validation loss of the model before, and with the adapter that was kept (the best one).
     peak_memory_mib : float
         Most memory held by this process at once.
+    device_memory_mib : float
+        Most memory of the device held at once; 0 where the processor itself computes.
     adapter : Path
         Folder of the adapter, with metrics.jsonl and loss.svg.
     best_step : int
@@ -60,6 +62,7 @@ class TrainingResult:
     eval_loss_before: float | None
     eval_loss: float | None
     peak_memory_mib: float
+    device_memory_mib: float
     adapter: Path
     best_step: int
     stopped_early: bool
@@ -74,6 +77,7 @@ class TrainingResult:
             "eval_loss_before": self.eval_loss_before,
             "eval_loss": self.eval_loss,
             "peak_memory_mib": self.peak_memory_mib,
+            "device_memory_mib": self.device_memory_mib,
             "adapter": str(self.adapter),
         }
 
@@ -168,7 +172,8 @@ def train(
             recorder.draw(title)
             raise
         recorder.draw(title)
-        return _result(progress, folder, loop.stopped_early and progress.step < loop.total)
+        stopped = loop.stopped_early and progress.step < loop.total
+        return _result(progress, folder, stopped, loop.engine.device_memory_mib)
 
 
 def _settings_identity(
@@ -219,7 +224,9 @@ def _init_identity(
     return fingerprint(config.init_adapter)
 
 
-def _result(progress: Progress, folder: Path, stopped_early: bool) -> TrainingResult:
+def _result(
+    progress: Progress, folder: Path, stopped_early: bool, device_mib: float
+) -> TrainingResult:
     recent = progress.recent_losses
     return TrainingResult(
         steps=progress.step,
@@ -229,6 +236,7 @@ def _result(progress: Progress, folder: Path, stopped_early: bool) -> TrainingRe
         eval_loss_before=progress.eval_loss_before,
         eval_loss=progress.best_loss,
         peak_memory_mib=round(peak_memory_mib(), 1),
+        device_memory_mib=round(device_mib, 1),
         adapter=folder,
         best_step=progress.best_step or progress.step,
         stopped_early=stopped_early,

@@ -115,6 +115,8 @@ class ToyTrainingEngine:
         chosen = probability[np.arange(len(labels)), labels]
         return float(-np.log(chosen).astype(np.float64).sum()), probability, dropped, labels
 
+    device_memory_mib = 0.0
+
     def accumulate(self, batch: Batch, inverse_count: float, seed: int) -> float:
         loss, probability, dropped, labels = self._forward(batch, seed)
         a, b = self._factors(self._state["adapter"])
