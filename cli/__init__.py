@@ -9,6 +9,7 @@ import click
 from .adapter import adapter_group
 from .compile import compile_command
 from .devices import devices_command
+from .doctor import doctor_command
 from .estimate import estimate_command
 from .export import export_command
 from .inspect import inspect_command
@@ -63,5 +64,6 @@ for _command in (
     models_command,
     targets_command,
     devices_command,
+    doctor_command,
 ):
     main.add_command(_command)

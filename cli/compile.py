@@ -22,6 +22,8 @@ from .progress import PhaseBar
         "fabric compile random:125M --context 128 --lora-rank 16",
         "fabric compile ~/models/bitnet-b1.58-2B-4T --lora-modules q_proj,v_proj",
         "fabric compile ggml-model-i2_s.gguf --i2s-layout x86",
+        "fabric compile nano --target adreno",
+        "fabric compile nano --target cpu-neon --host aarch64-linux-gnu --with-runtime",
     ],
     seed_help="Seed of the weights of a random: model.",
 )
@@ -36,6 +38,18 @@ from .progress import PhaseBar
 )
 @compile_options
 @option(
+    "--host",
+    default=None,
+    metavar="TRIPLE",
+    help="The system beside the target: aarch64-linux-android, aarch64-linux-gnu, "
+    "x86_64-linux-gnu, aarch64-apple-macos.  [default: the target's own]",
+)
+@option(
+    "--with-runtime",
+    is_flag=True,
+    help="Bring the runtime along: where the bundle goes, Python and numpy will do.",
+)
+@option(
     "--debug-dump",
     type=click.Path(path_type=Path),
     default=None,
@@ -47,7 +61,9 @@ def compile_command(
     model: str,
     folder: Path | None,
     target: str,
+    host: str | None,
     i2s_layout: str,
+    with_runtime: bool,
     debug_dump: Path | None,
     seed: int | None,
     **values: Any,
@@ -57,7 +73,8 @@ def compile_command(
     MODEL is nano (a small BitNet that comes with fabric), random:SIZE for a model with random
     weights and a published shape (125M, 350M, 1B, 2.7B, 3.8B, 7B, 13B), the folder of a downloaded
     Hugging Face BitNet, a .gguf or .onnx file, or hf://owner/name@revision, which is downloaded
-    first. The bundle can be moved to any machine of the target's kind.
+    first. The bundle can be moved to any machine of the target's kind; one for another system than
+    this says in DEPLOY.md how it is run there.
     """
     from ..models import open_model
     from ..targets import get_target
@@ -67,7 +84,9 @@ def compile_command(
     # The compiler takes a second or two to import: what was mistyped is told before that.
     options = replace(read_options(values), debug_dump=debug_dump)
     from ..compiler import compile_model
+    from ..compiler.platforms import for_host
 
+    chosen = for_host(chosen, host) if host else chosen
     folder = folder or Path(f"{checkpoint.name.replace(':', '-')}.fabric")
 
     start = time.monotonic()
@@ -79,16 +98,23 @@ def compile_command(
     for note in checkpoint.notes:
         output.say(f"Note: {note}")
     with PhaseBar(output) as bar:
-        bundle = compile_model(checkpoint, chosen, options, folder, progress=bar)
+        bundle = compile_model(
+            checkpoint, chosen, options, folder, progress=bar, with_runtime=with_runtime
+        )
     seconds = time.monotonic() - start
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20
 
     output.say(f"[green]Done[/] in {seconds:.1f} s: [bold]{bundle}[/], {size:.1f} MiB.")
-    output.hint(f"Next: fabric run {bundle}/module.so --train data.jsonl --adapter adapter/")
+    notes = bundle / "DEPLOY.md"
+    if notes.is_file():
+        output.hint(f"Next: {notes} says how to run it where it goes.")
+    else:
+        output.hint(f"Next: fabric run {bundle}/module.so --train data.jsonl --adapter adapter/")
     output.result(
         {
             "bundle": bundle,
             "module": bundle / "module.so",
+            "notes": notes if notes.is_file() else None,
             "model": checkpoint.name,
             "target": chosen.name,
             "parameters": parameters,

@@ -7,9 +7,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from ..targets import cpu_flags, host_cpu
+from ..targets import FabricError, cpu_flags, host_cpu
+from ..targets.opencl import subgroup
+from ..targets.opencl_device import judge
 from .common import SEED_UNUSED, command
 from .output import Output
+
+MIB, GIB = 2**20, 2**30
 
 # The instruction sets that make a difference to fabric, under the names of Linux.
 NOTABLE_FLAGS = (
@@ -30,7 +34,12 @@ NOTABLE_FLAGS = (
     seed_help=SEED_UNUSED,
 )
 def devices_command(output: Output, seed: int | None) -> None:
-    """Show this computer's devices and the target that suits each."""
+    """Show this computer's devices and the target that suits each.
+
+    The processor, and every device that an OpenCL driver offers, with what models can expect of it
+    or why it is refused. `fabric run --device opencl:1`, or a part of a name, uses another than
+    the first that fits.
+    """
     cpu = describe_cpu()
     output.say(f"[bold]cpu[/]  {cpu['name']}")
     table = output.table("", "")
@@ -39,7 +48,20 @@ def devices_command(output: Output, seed: int | None) -> None:
     table.add_row("  instructions", ", ".join(cpu["features"]) or "nothing notable")
     table.add_row("  target", f"{cpu['target']}, which is what --target cpu means here")
     output.show(table)
-    output.result({"devices": [cpu]})
+    try:
+        opencl, problem = describe_opencl(output), None
+    except FabricError as error:
+        opencl, problem = [], error
+        output.say(f"\n[bold]opencl[/]  none: {error.cause}")
+        output.hint(f"  {error.remedy} `fabric doctor` says more.")
+    for device in opencl:
+        _show_opencl(output, device)
+    output.result(
+        {
+            "devices": [cpu, *opencl],
+            "opencl_problem": problem and {"error": problem.cause, "remedy": problem.remedy},
+        }
+    )
 
 
 def describe_cpu() -> dict[str, Any]:
@@ -66,6 +88,68 @@ def describe_cpu() -> dict[str, Any]:
         "features": [flag for flag in NOTABLE_FLAGS if flag in flags],
         "target": host_cpu().name,
     }
+
+
+def describe_opencl(output: Output) -> list[dict[str, Any]]:
+    """Describe every device that an OpenCL driver offers, and judge it.
+
+    Returns
+    -------
+    list of dict
+        In the order of their indices: ``kind`` ("opencl"), what the driver says (``index``,
+        ``name``, ``max_buffer``, …), and the verdict: ``used``, ``target``, ``reason``, ``notes``.
+
+    Raises
+    ------
+    FabricError
+        If there is no driver, or the native backend is missing and can't be built.
+    """
+    # The runtime takes a moment to import, which the help need not wait for.
+    from ..runtime.backends import backend_status, opencl_devices
+
+    status = backend_status("opencl")
+    if status["library"] is None and status["problem"] is None:
+        output.aside("Building the OpenCL backend, once; this takes some seconds.")
+    found = []
+    for description in opencl_devices():
+        verdict = judge(description)
+        found.append(
+            {
+                "kind": "opencl",
+                **description,
+                "used": verdict.used,
+                "target": verdict.target,
+                "reason": verdict.reason,
+                "notes": list(verdict.notes),
+            }
+        )
+    return found
+
+
+def _show_opencl(output: Output, device: dict[str, Any]) -> None:
+    """Print one OpenCL device."""
+    output.say(f"\n[bold]opencl:{device['index']}[/]  {device['name']} ({device['type']})")
+    table = output.table("", "")
+    table.add_row(
+        "  memory",
+        f"{device['global_memory'] / GIB:.1f} GiB"
+        f"{', shared with the processor' if device['unified_memory'] else ''}; "
+        f"{device['max_buffer'] / MIB:,.0f} MiB in one buffer",
+    )
+    together = subgroup(device)
+    table.add_row(
+        "  work-groups",
+        f"{device['max_threads']} threads{f', {together} at a time' if together else ''}; "
+        f"{device['local_memory'] // 1024} KiB of local memory",
+    )
+    table.add_row("  driver", f"{device['platform']} {device['driver']}; {device['version']}")
+    mark = "[green]yes[/]: " if device["used"] else "[red]no[/]: "
+    table.add_row("  used", mark + device["reason"])
+    if device["target"]:
+        table.add_row("  target", device["target"])
+    for note in device["notes"]:
+        table.add_row("", note)
+    output.show(table)
 
 
 def _cpu_name() -> str:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from ..targets import host_cpu, list_targets
+from dataclasses import asdict
+from typing import Any
+
+from ..targets import FabricError, Target, get_target, host_cpu, list_targets
+from ..targets.opencl import AUTO
+from ..targets.opencl_device import judge
 from .common import SEED_UNUSED, command
 from .output import Output
+
+MIB = 2**20
 
 
 @command(
@@ -13,13 +20,21 @@ from .output import Output
     seed_help=SEED_UNUSED,
 )
 def targets_command(output: Output, seed: int | None) -> None:
-    """List what a model can be compiled for."""
+    """List what a model can be compiled for.
+
+    Which one suits this computer's devices is told by `fabric devices`.
+    """
     here = host_cpu()
-    table = output.table("name", "", "what it runs on")
-    table.add_row("[bold]cpu[/]", "", f"this computer's processor: the same as {here.name}")
+    table = output.table("name", "", "family", "largest buffer", "threads", "what it runs on")
+    table.add_row("[bold]cpu[/]", "", "cpu", "", "", f"this computer's processor: {here.name}")
     for target in list_targets():
         mark = "[green]this one[/]" if target == here else ""
-        table.add_row(f"[bold]{target.name}[/]", mark, target.description)
+        table.add_row(
+            f"[bold]{target.name}[/]", mark, target.family, *_limits(target), target.description
+        )
+    table.add_row(
+        f"[bold]{AUTO}[/]", "", "gpu", "its own", "its own", "exactly this computer's device"
+    )
     output.show(table)
     output.say("\nUse one with: fabric compile nano --target NAME")
     output.result(
@@ -31,9 +46,54 @@ def targets_command(output: Output, seed: int | None) -> None:
                     "name": target.name,
                     "family": target.family,
                     "description": target.description,
+                    "device": target.device,
+                    "host": target.host,
                     "features": sorted(target.features),
+                    "limits": asdict(target.limits) if target.limits else None,
                 }
                 for target in list_targets()
             ],
         }
     )
+
+
+def chosen_target(name: str, host: str | None = None) -> Target:
+    """Return the target that --target and --host name, asking the device for ``opencl:auto``.
+
+    Parameters
+    ----------
+    name : str
+        A target's name, ``cpu`` or ``opencl:auto``, which is the device that ``FABRIC_DEVICE``
+        names, or else the first.
+    host : str, optional
+        The triple of the processor beside the device.
+
+    Raises
+    ------
+    FabricError
+        If there is no such target, no such device, or the device is refused.
+    """
+    target = get_target(name) if name != AUTO else get_target(AUTO, _device())
+    return target if host is None else target.with_host(host)
+
+
+def _device() -> dict[str, Any]:
+    """Return the description of the OpenCL device that would run a bundle here."""
+    from ..runtime.device import named_devices
+
+    found = named_devices("opencl")
+    verdicts = [judge(device) for device in found]
+    for device, verdict in zip(found, verdicts, strict=True):
+        if verdict.used:
+            return device
+    raise FabricError(
+        f"{found[0]['name']} can't be used: {verdicts[0].reason}",
+        "Use --target cpu, or another device; list them with: fabric devices",
+    )
+
+
+def _limits(target: Target) -> tuple[str, str]:
+    """Return the largest buffer and the threads of a work-group, for people."""
+    if target.limits is None:
+        return "", ""
+    return f"{target.limits.max_buffer // MIB} MiB", str(target.limits.max_threads)

@@ -27,6 +27,8 @@ ENTRIES = 32
 """Modules kept; the least recently used go first. One takes about 2 MiB."""
 SOURCES = ("targets", "models", "schedules", "compiler")
 MODULE, RECORD = "module.so", "record.json"
+KEY_LENGTH = 64
+"""Digits of a key."""
 
 
 def cache_folder() -> Path:
@@ -94,7 +96,8 @@ def keep(key: str, module: Path, record: dict[str, Any]) -> None:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         entries = sorted(
-            (entry for entry in folder.iterdir() if not entry.name.startswith(".")),
+            # Others keep things here too; a module's folder is named by its key.
+            (entry for entry in folder.iterdir() if len(entry.name) == KEY_LENGTH),
             key=lambda entry: entry.stat().st_mtime,
         )
         for entry in entries[:-ENTRIES]:

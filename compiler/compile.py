@@ -11,6 +11,7 @@ from ..models.graph import HeadFormat
 from ..targets import Target
 from .bundle import Progress, bundle_folder, manifest_of, seal
 from .cache import keep, key_of, recall
+from .deploy import Deployment
 from .link import link, linker
 from .memory import function_workspaces
 from .options import CompileOptions
@@ -24,6 +25,7 @@ def compile_model(
     options: CompileOptions,
     output: Path,
     progress: Progress | None = None,
+    with_runtime: bool = False,
 ) -> Path:
     """Compile a model for a target and write its bundle.
 
@@ -39,6 +41,8 @@ def compile_model(
         The bundle's folder; an older bundle there is replaced when the new one is whole.
     progress : callable, optional
         Called with the phase's name and the fraction done.
+    with_runtime : bool
+        Whether the bundle brings TVM's runtime and ours along, for its target's system.
 
     Returns
     -------
@@ -49,11 +53,13 @@ def compile_model(
     ------
     FabricError
         If a tensor of the model is unusable, a kernel has no schedule for the target, there is no
-        linker, or the disk is full. Nothing is left behind.
+        linker or no runtime for it, or the disk is full. Nothing is left behind.
     """
     report = progress or (lambda phase, fraction: None)
     linker(target)
+    deployment = Deployment(target, model, with_runtime)
     with bundle_folder(output) as folder:
+        deployment.gather(folder)
         code = _code(model.config, target, options, folder / "module.so", report)
 
         def weights_done(fraction: float) -> None:
@@ -67,6 +73,7 @@ def compile_model(
                 (folder / "tokenizer" / name).write_bytes(content)
         # Every schedule here is a rule's default; tuned decisions are listed in this file.
         (folder / "tuning.json").write_text(json.dumps({"records": []}), encoding="utf-8")
+        deployment.describe(folder, output.name, options, weights)
         report("seal", 0.95)
         kernels, memory = code["kernels"], code["memory"]
         seal(folder, manifest_of(model, target, options, weights, kernels, memory))

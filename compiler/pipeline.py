@@ -23,6 +23,7 @@ from .device_code import NAME as DEVICE_CODE
 from .differentiate import differentiate, drop_gradient_marks
 from .host_code import NAME as HOST_CODE
 from .options import CompileOptions
+from .windows import check_adapter, split
 
 ENTRIES = (
     "train_step",
@@ -123,12 +124,13 @@ def build(
     """
     dump = _Dump(options.debug_dump)
     progress("graph", 0.0)
+    check_adapter(adapter_layout(config, options.lora), target)
     module = dump("1-graph", build_graph(config, options))
     progress("fuse", 0.1)
     module = dump("2-fused", fuse(module))
     progress("schedule", 0.2)
     module, kernels = apply_schedules(module, target)
-    dump("3-scheduled", module)
+    module = dump("3-scheduled", split(module, target))
     progress("lower", 0.4)
     lowered = dump("4-lowered", lower(module))
     progress("generate code", 0.5)

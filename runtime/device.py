@@ -39,7 +39,9 @@ def named_devices(kind: str) -> list[dict[str, Any]]:
     found = [
         device
         for device in opencl_devices()
-        if wish in ("", str(device["index"])) or wish.lower() in device["name"].lower()
+        if wish in ("", str(device["index"]))
+        # A number is an index: "2" stands in the names of many devices.
+        or (not wish.isdigit() and wish.lower() in device["name"].lower())
     ]
     if of_kind in ("", kind) and found:
         return found
@@ -101,15 +103,17 @@ class Machine:
     def __init__(self, bundle: Bundle) -> None:
         load_runtime()
         kind = bundle.manifest["target"]["device"]
+        if kind != "cpu":
+            # The module holds code that only the backend can read.
+            load_backend(kind)
         module = tvm_ffi.load_module(str(bundle.module_path))
         self._executable = module["vm_load_executable"]()
         if kind == "cpu":
             self.memory: MemorySpace = HostMemory()
             self._executable["vm_initialization"](CPU, 0, POOLED)
             return
-        load_backend(kind)
         index = chosen_device(bundle)
-        self.memory = DeviceMemory(kind, index)
+        self.memory = DeviceMemory(kind, index, bundle.manifest["target"]["limits"]["max_buffer"])
         # The host's device comes last: there live the shapes.
         self._executable["vm_initialization"](DEVICES[kind], index, POOLED, CPU, 0, POOLED)
 

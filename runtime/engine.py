@@ -10,17 +10,17 @@ import numpy as np
 from .batch import Batch
 from .bundle import Bundle
 from .device import Machine
-from .memory_space import MemorySpace, Tensor
+from .memory_space import MemorySpace, Tensor, Windows
 
 Tensors = dict[str, np.ndarray]
 
 
-def layer_tensors(bundle: Bundle, memory: MemorySpace) -> list[list[Tensor]]:
+def layer_tensors(bundle: Bundle, memory: MemorySpace) -> list[list[Windows]]:
     """Return the frozen tensors of every layer, in the order of the compiled functions."""
     return [[memory.constant(array) for array in layer.values()] for layer in bundle.layers]
 
 
-def end_tensors(bundle: Bundle, memory: MemorySpace) -> list[Tensor]:
+def end_tensors(bundle: Bundle, memory: MemorySpace) -> list[Windows]:
     """Return embedding, final norm and head, in the order of the compiled functions."""
     return [memory.constant(array) for array in bundle.ends.values()]
 

@@ -52,6 +52,7 @@ class InferenceEngine:
         config = bundle.config
         kv, d = config["num_kv_heads"], config["head_dim"]
         room = self.capacity
+        self._check_cache(4 * batch * kv * d * room)
         # Memory that nothing has touched takes no room here: a large capacity costs nothing.
         caches = [
             [memory.empty(shape) for shape in ((batch, kv, d, room), (batch, kv, room, d))]
@@ -74,6 +75,15 @@ class InferenceEngine:
     def device_memory_mib(self) -> float:
         """Most memory of a device held at once, MiB; 0 where the processor itself computes."""
         return self._memory.peak_mib()
+
+    def _check_cache(self, size: int) -> None:
+        """Refuse a cache of which one tensor, of some bytes, is more than the kernels address."""
+        if size > self._memory.limit:
+            raise FabricError(
+                f"The keys of {self.batch} x {self.capacity} tokens take {size >> 20} MiB a layer; "
+                f"this bundle's kernels address {self._memory.limit >> 20} MiB at once.",
+                "Ask for a smaller --capacity, or for fewer sequences.",
+            )
 
     @property
     def position(self) -> int:
@@ -117,9 +127,12 @@ class InferenceEngine:
     def _append(self, tokens: Sequence[int] | np.ndarray, sequence: int, every: bool) -> np.ndarray:
         """Append tokens, a chunk at a time; the logits of every one, or of the last."""
         self._room(sequence, len(tokens))
-        logits = []
-        for begin in range(0, len(tokens), CHUNK):
-            piece = np.asarray(tokens[begin : begin + CHUNK], np.int32)
+        logits, chunk = [], CHUNK
+        if every:
+            row = 4 * self.bundle.config["vocab_size"]
+            chunk = max(min(CHUNK, self._memory.limit // row), 1)
+        for begin in range(0, len(tokens), chunk):
+            piece = np.asarray(tokens[begin : begin + chunk], np.int32)
             count, first = len(piece), self._positions[sequence]
             position = np.arange(first, first + count, dtype=np.int32)
             select = range(count) if every else [count - 1]
@@ -132,7 +145,7 @@ class InferenceEngine:
         self._room(0, 1)
         self._one["token"].write(np.int32(token))
         self._one["position"].write(self._positions[0])
-        logits = self._memory.read(self._decode())[0]
+        logits = self._memory.read(self._decode()).reshape(-1)
         self._positions[0] += 1
         return logits
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from ..targets import FabricError
+from ..targets.windows import windows
 from .ffi import tvm_ffi
 
 Tensor: TypeAlias = "tvm_ffi.Tensor"
+Windows: TypeAlias = "Tensor | list[Tensor]"
+"""A tensor, or its windows in order where a device's kernels can't address it as a whole."""
+MIB = 1 << 20
 
 
 class Block(Protocol):
@@ -39,10 +44,18 @@ class Block(Protocol):
 
 
 class MemorySpace(Protocol):
-    """Memory that compiled functions work on."""
+    """Memory that compiled functions work on.
 
-    def constant(self, array: np.ndarray) -> Tensor:
-        """Return a tensor of an array that nothing will write to."""
+    Attributes
+    ----------
+    limit : int
+        Bytes of the largest tensor that they address.
+    """
+
+    limit: int
+
+    def constant(self, array: np.ndarray) -> Windows:
+        """Return a tensor, or its windows, of an array that nothing will write to."""
         ...
 
     def zeros(self, shape: Sequence[int], dtype: str = "float32") -> Block:
@@ -53,8 +66,8 @@ class MemorySpace(Protocol):
         """Allocate a float32 tensor whose values do not matter."""
         ...
 
-    def read(self, tensor: Tensor) -> np.ndarray:
-        """Return the values of a tensor that a function gave, waiting for it."""
+    def read(self, tensor: Windows) -> np.ndarray:
+        """Return the values of what a function gave, waiting for it."""
         ...
 
     def wait(self) -> None:
@@ -96,6 +109,8 @@ class HostBlock:
 
 class HostMemory:
     """The processor's memory."""
+
+    limit = sys.maxsize
 
     def constant(self, array: np.ndarray) -> Tensor:
         """Return a tensor over an array's own memory."""
@@ -154,11 +169,13 @@ class DeviceMemory:
         ``"opencl"``.
     index : int
         Which of the kind's devices.
+    limit : int, optional
+        Bytes of the largest buffer that the kernels address.
     """
 
-    def __init__(self, kind: str, index: int) -> None:
+    def __init__(self, kind: str, index: int, limit: int = sys.maxsize) -> None:
         self._device = tvm_ffi.Device(kind, index)
-        self._index, self._kind = index, kind
+        self._index, self._kind, self.limit = index, kind, limit
         self._allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         self._from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
         self._to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
@@ -171,8 +188,15 @@ class DeviceMemory:
         Raises
         ------
         FabricError
-            If the device has no room for it.
+            If the device has no room for it, or the kernels can't address as much at once.
         """
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > self.limit:
+            raise FabricError(
+                f"A buffer of {size / MIB:,.1f} MiB is needed; the kernels of this bundle address "
+                f"{self.limit / MIB:,.1f} MiB at once.",
+                "Ask for fewer tokens or fewer sequences at once, or use adapters of less rank.",
+            )
         try:
             return self._allocate(
                 tvm_ffi.Shape(tuple(shape)), tvm_ffi.dtype(dtype), self._device, None
@@ -180,8 +204,18 @@ class DeviceMemory:
         except RuntimeError as error:
             raise device_error(error) from error
 
-    def constant(self, array: np.ndarray) -> Tensor:
-        """Copy an array to the device."""
+    def constant(self, array: np.ndarray) -> Windows:
+        """Copy an array to the device: as a tensor, or as its windows where it is large."""
+        shapes = windows(array.shape, str(array.dtype), self.limit)
+        if shapes is None:
+            return self._copied(array)
+        flat, step = array.reshape(-1), math.prod(shapes[0])
+        return [
+            self._copied(flat[i * step : (i + 1) * step].reshape(shape))
+            for i, shape in enumerate(shapes)
+        ]
+
+    def _copied(self, array: np.ndarray) -> Tensor:
         tensor = self.allocate(array.shape, str(array.dtype))
         self.write(tensor, array)
         return tensor
@@ -201,8 +235,10 @@ class DeviceMemory:
         array = np.ascontiguousarray(array)
         self._from_bytes(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
 
-    def read(self, tensor: Tensor) -> np.ndarray:
-        """Return a copy of a tensor, waiting for what computes it."""
+    def read(self, tensor: Windows) -> np.ndarray:
+        """Return a copy of a tensor, waiting for what computes it; windows come as one axis."""
+        if not isinstance(tensor, tvm_ffi.Tensor):
+            return np.concatenate([self.read(part).reshape(-1) for part in tensor])
         array = np.empty(tuple(tensor.shape), str(tensor.dtype))
         self._to_bytes(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return array

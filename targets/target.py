@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .errors import FabricError
+
 MIB = 1 << 20
+TRIPLE = re.compile(r"[a-z0-9_]+(-[a-z0-9_.]+){1,3}")
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,28 @@ class Target:
     features: frozenset[str] = frozenset()
     limits: Limits | None = None
     host: str | None = None
+
+    def with_host(self, triple: str) -> Target:
+        """Return this target beside another processor than the one it comes with.
+
+        Parameters
+        ----------
+        triple : str
+            Such as ``aarch64-linux-android``, ``aarch64-linux-gnu`` or ``x86_64-linux-gnu``.
+
+        Raises
+        ------
+        FabricError
+            If this is a processor itself, or the triple has not a triple's form.
+        """
+        if self.family == "cpu":
+            raise FabricError(
+                f"The target {self.name} is a processor itself, so it has no host beside it.",
+                "Choose the processor with --target; list them with: fabric targets",
+            )
+        if not TRIPLE.fullmatch(triple):
+            raise FabricError(
+                f"{triple!r} is not a target triple.",
+                "Write it as architecture-system, such as aarch64-linux-android.",
+            )
+        return replace(self, host=triple)

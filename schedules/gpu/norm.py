@@ -9,27 +9,59 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from ..tir import Buffer, Expr, bind, shape, static
-from .kernel import Gpu, block_sum, build, launch, registers, strided
+from ..tir import Buffer, Expr, bind, shape
+from .elements import constant, has_static_columns, load, splat, store
+from .kernel import Gpu, build, launch, registers, strided
+from .reduction import Reduction
+from .vectors import LANES, lane
 
 
-def _row_sum(gpu: Gpu, thread: Expr, columns: int, term: Callable[[Expr], Expr]) -> Expr:
-    """Return the sum of ``term(column)`` over a row that a work-group shares."""
-    total = registers([1])
-    T.buffer_store(total, T.float32(0.0), [0])
+class _Row:
+    """A row that a work-group shares, four elements a thread at a time where the length allows.
 
-    def add(i: Expr) -> None:
-        T.buffer_store(total, total[0] + term(i), [0])
+    Parameters
+    ----------
+    gpu : Gpu
+        The target's processor.
+    thread : PrimExpr
+        The thread's index.
+    columns : int
+        The row's length.
+    sums : int
+        Sums that are taken of it, a power of two.
+    """
 
-    strided(columns, gpu.threads, thread, add)
-    return block_sum(gpu.threads, thread, total[0])
+    def __init__(self, gpu: Gpu, thread: Expr, columns: int, sums: int) -> None:
+        self.gpu, self.thread, self.columns, self.sums = gpu, thread, columns, sums
+        self.lanes = LANES if columns % LANES == 0 else 1
+        self.reduction = Reduction(gpu.threads, thread, sums)
+        self.mine = registers([sums])
 
+    def each(self, body: Callable[[Expr], None]) -> None:
+        """Emit ``body(first column)`` for the thread's share of the row."""
+        steps = self.columns // self.lanes
+        strided(steps, self.gpu.threads, self.thread, lambda i: body(i * self.lanes))
 
-def _inverse_rms(
-    gpu: Gpu, thread: Expr, x: Buffer, row: Expr, columns: int, epsilon: float
-) -> Expr:
-    total = _row_sum(gpu, thread, columns, lambda i: x[row, i] * x[row, i])
-    return bind(T.float32(1.0) / T.sqrt(total / T.float32(columns) + T.float32(epsilon)))
+    def total(self, terms: Callable[[Expr], list[Expr]]) -> list[Expr]:
+        """Emit the sums over the row of what ``terms(first column)`` returns."""
+        for s in range(self.sums):
+            store(self.mine, constant(0.0, 1), s)
+
+        def add(column: Expr) -> None:
+            for s, value in enumerate(terms(column)):
+                v = bind(value)
+                if self.lanes > 1:
+                    v = (lane(v, 0) + lane(v, 1)) + (lane(v, 2) + lane(v, 3))
+                store(self.mine, self.mine[s] + v, s)
+
+        self.each(add)
+        self.reduction.put([self.mine[s] for s in range(self.sums)])
+        return [self.reduction.get(s) for s in range(self.sums)]
+
+    def inverse(self, squares: Expr, epsilon: float) -> Expr:
+        """Return ``1 / sqrt(mean + epsilon)`` for the sum of squares."""
+        mean = squares / T.float32(self.columns)
+        return bind(T.float32(1.0) / T.sqrt(mean + T.float32(epsilon)))
 
 
 def rms_norm(
@@ -40,15 +72,22 @@ def rms_norm(
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
         rows, columns = shape(x)
-        with launch([rows], [gpu.threads]) as (row, thread):
-            inverse = _inverse_rms(gpu, thread, x, row, columns, epsilon)
+        with launch([rows], [gpu.threads]) as (t, thread):
+            row = _Row(gpu, thread, columns, 1)
+
+            def square(i: Expr) -> list[Expr]:
+                value = bind(load(x, t, i, lanes=row.lanes))
+                return [value * value]
+
+            inverse = row.inverse(row.total(square)[0], epsilon)
 
             def scale(i: Expr) -> None:
-                T.buffer_store(y, x[row, i] * inverse * weight[i], [row, i])
+                scaled = load(x, t, i, lanes=row.lanes) * splat(inverse, row.lanes)
+                store(y, scaled * load(weight, i, lanes=row.lanes), t, i)
 
-            strided(columns, gpu.threads, thread, scale)
+            row.each(scale)
 
-    return None if static(function.params[0].shape[1]) is None else build(function, body)
+    return build(function, body) if has_static_columns(function, 0) else None
 
 
 def rms_norm_vjp(
@@ -59,15 +98,27 @@ def rms_norm_vjp(
 
     def body(dy: Buffer, x: Buffer, weight: Buffer, dx: Buffer) -> None:
         rows, columns = shape(x)
-        with launch([rows], [gpu.threads]) as (row, thread):
-            inverse = _inverse_rms(gpu, thread, x, row, columns, epsilon)
-            dot = _row_sum(gpu, thread, columns, lambda i: dy[row, i] * weight[i] * x[row, i])
+        with launch([rows], [gpu.threads]) as (t, thread):
+            row = _Row(gpu, thread, columns, 2)
+
+            def at(i: Expr) -> tuple[Expr, Expr]:
+                value = bind(load(x, t, i, lanes=row.lanes))
+                weighted = load(dy, t, i, lanes=row.lanes) * load(weight, i, lanes=row.lanes)
+                return value, bind(weighted)
+
+            def terms(i: Expr) -> list[Expr]:
+                value, weighted = at(i)
+                return [value * value, weighted * value]
+
+            squares, dot = row.total(terms)
+            inverse = row.inverse(squares, epsilon)
             along = bind(dot * inverse * inverse / T.float32(columns))
 
             def project(i: Expr) -> None:
-                value = inverse * (dy[row, i] * weight[i] - x[row, i] * along)
-                T.buffer_store(dx, value, [row, i])
+                value, weighted = at(i)
+                rest = weighted - value * splat(along, row.lanes)
+                store(dx, rest * splat(inverse, row.lanes), t, i)
 
-            strided(columns, gpu.threads, thread, project)
+            row.each(project)
 
-    return None if static(function.params[1].shape[1]) is None else build(function, body)
+    return build(function, body) if has_static_columns(function, 1) else None

@@ -1,0 +1,97 @@
+"""`fabric doctor`: what works on this computer, and what to install for what does not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .checkup import (
+    MISSING,
+    OK,
+    Row,
+    check_compiler,
+    check_packages,
+    check_python,
+    check_room,
+    check_runtime,
+)
+from .checkup_opencl import check_backend, check_devices, check_drivers, check_unused
+from .common import EXIT_ERROR, SEED_UNUSED, CommandEnded, command
+from .output import Output
+
+COLOURS = {OK: "green", MISSING: "yellow"}
+
+
+@command(
+    "doctor",
+    examples=["fabric doctor", "fabric doctor --json"],
+    seed_help=SEED_UNUSED,
+)
+def doctor_command(output: Output, seed: int | None) -> None:
+    """Check this computer, and say what to install for what is missing.
+
+    It looks at Python, the packages and their versions, the compiler, memory and disk, and the
+    OpenCL drivers, and lets each OpenCL device compute something with a known answer. The exit
+    status is 0 if models can be compiled and run on the processor; a graphics processor is extra.
+    """
+    runtime = check_runtime()
+    basics = [check_python(), *check_packages(), runtime, check_compiler()]
+    room = check_room(_cache_folder())
+    _show(output, "This computer", [*basics, *room])
+    runs = all(row.state == OK for row in basics)
+    rows, devices = _graphics() if runtime.state == OK else ([], [])
+    if rows:
+        _show(output, "\nGraphics processors, through OpenCL", rows)
+    usable = [row.subject for row in rows if row.subject.startswith("opencl:") and row.state == OK]
+    output.say()
+    if runs:
+        output.say("[green]The processor is ready[/]: models compile and run with --target cpu.")
+    else:
+        output.say("[red]The processor's way is not whole[/]: mend what is listed above.")
+    if usable:
+        output.say(f"[green]OpenCL is ready[/] on {', '.join(usable)}; see: fabric devices")
+    else:
+        output.say("OpenCL has no device here that works.")
+    result = {
+        "cpu": runs,
+        "opencl": usable,
+        "checks": [asdict(row) for row in [*basics, *room, *rows]],
+        "devices": devices,
+    }
+    if not runs:
+        raise CommandEnded(EXIT_ERROR, result)
+    output.result(result)
+
+
+def _graphics() -> tuple[list[Row], list[dict[str, Any]]]:
+    backend = check_backend()
+    if backend.state != OK:
+        return [backend, *check_drivers()], []
+    rows, devices = check_devices()
+    return [backend, *check_drivers(), *rows, *check_unused(devices)], devices
+
+
+def _show(output: Output, heading: str, rows: list[Row]) -> None:
+    """Print one part of the findings, each with its remedy below."""
+    output.say(f"[bold]{heading}[/]")
+    table = output.table("", "", "")
+    for row in rows:
+        colour = COLOURS.get(row.state, "red")
+        table.add_row(f"  {row.subject}", f"[{colour}]{row.state}[/]", _plain(row.detail))
+        if row.remedy:
+            table.add_row("", "", f"[bold]{_plain(row.remedy)}[/]")
+    output.show(table)
+
+
+def _plain(text: str) -> str:
+    """Keep brackets such as those of extras from being read as markup."""
+    return text.replace("[", r"\[")
+
+
+def _cache_folder() -> Path:
+    """Where compiled modules and backends are kept."""
+    named = os.environ.get("BITFABRIC_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(named) if named else (Path(base) if base else Path.home() / ".cache") / "bitfabric"

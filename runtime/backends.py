@@ -1,0 +1,135 @@
+"""The native libraries that let TVM's runtime use a device it has no backend for."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from ..targets import FabricError
+from .ffi import tvm_ffi
+from .library import load_runtime
+from .native import build
+
+_loaded: dict[str, Path] = {}
+_lock = threading.Lock()
+
+
+def load_backend(kind: str) -> None:
+    """Load the library of a kind of device ("opencl") into TVM's runtime, once.
+
+    It lies beside its sources where the installation built it. Where it does not, or was built from
+    other sources or for other versions of TVM, it is built into the cache folder, which takes about
+    ten seconds, once. Loading it needs no driver; using the device does.
+
+    Raises
+    ------
+    FabricError
+        If there is no such backend, or it has to be built and a compiler or a package is missing.
+    """
+    with _lock:
+        if kind in _loaded:
+            return
+        _check(kind)
+        try:
+            path = _find(kind)
+            if path is None:
+                path = _cached(kind)
+                build.build(kind, path)
+            load_runtime()
+            ctypes.CDLL(str(path))
+        except build.BuildError as error:
+            raise FabricError(error.cause, error.remedy) from error
+        except OSError as error:
+            raise FabricError(
+                f"The {kind} backend can't be loaded: {error}",
+                "Install bitfabric anew, or remove its cache folder, and try again.",
+            ) from error
+        _loaded[kind] = path
+
+
+def backend_status(kind: str) -> dict[str, Any]:
+    """Return where a backend stands, for ``fabric doctor``; nothing is built or loaded.
+
+    Returns
+    -------
+    dict
+        ``kind``; ``loaded`` (bool); ``library`` (its path, or None where it is yet to be built);
+        ``origin`` ("installed", "cache" or None); ``compiler`` (path or None); ``problem`` and
+        ``remedy`` (a sentence each, or None where it is there or can be built).
+    """
+    status: dict[str, Any] = {
+        "kind": kind,
+        "loaded": kind in _loaded,
+        "library": None,
+        "origin": None,
+        "compiler": None,
+        "problem": None,
+        "remedy": None,
+    }
+    try:
+        _check(kind)
+        path = _loaded.get(kind) or _find(kind)
+        if path is not None:
+            status["library"] = str(path)
+            status["origin"] = "installed" if path.parent == build.FOLDER else "cache"
+        else:
+            build.include_folders()
+            status["compiler"] = build.compiler()
+    except (build.BuildError, FabricError) as error:
+        status["problem"], status["remedy"] = error.cause, error.remedy
+    return status
+
+
+def backend_function(name: str) -> Any:
+    """Return a global function of a loaded backend, such as ``bitfabric.opencl.memory``."""
+    return tvm_ffi.get_global_func(name)
+
+
+def opencl_devices() -> list[dict[str, Any]]:
+    """Return what every OpenCL device says of itself, in the order of their indices; loads it.
+
+    Sizes are in bytes. GPUs come first, then accelerators, then processors.
+
+    Raises
+    ------
+    FabricError
+        If the backend can't be loaded, or there is no OpenCL driver or device.
+    """
+    load_backend("opencl")
+    found = json.loads(backend_function("bitfabric.opencl.devices")())
+    if isinstance(found, dict):
+        raise FabricError(
+            f"OpenCL can't be used: {found['error']}",
+            "Install your device's OpenCL driver, or PoCL (apt install pocl-opencl-icd), which "
+            "runs on any processor, or name a driver's library in FABRIC_OPENCL_LIB.",
+        )
+    return found
+
+
+def _check(kind: str) -> None:
+    if kind not in build.KINDS:
+        raise FabricError(
+            f"There is no native backend for {kind}.", f"There are: {', '.join(build.KINDS)}."
+        )
+
+
+def _find(kind: str) -> Path | None:
+    """Return a library that fits, from the installation or the cache."""
+    for path in (build.FOLDER / build.library_name(kind), _cached(kind)):
+        if build.is_current(path, kind):
+            return path
+    return None
+
+
+def _cached(kind: str) -> Path:
+    """Return where a library that is built on first need lies: one folder for each key."""
+    named = os.environ.get("BITFABRIC_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (
+        Path(named) if named else (Path(base) if base else Path.home() / ".cache") / "bitfabric"
+    )
+    return folder / "native" / build.build_key(kind).replace(" ", "_") / build.library_name(kind)

@@ -1,0 +1,1 @@
+"""Device backends in C++, and how they are built against TVM's wheels."""

@@ -1,0 +1,104 @@
+// What tensors need beyond TVM's device API: views over a part, and writes that do not wait.
+#pragma once
+
+#include <tvm/ffi/container/shape.h>
+#include <tvm/ffi/container/tensor.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "../module_format.h"
+#include "devices.h"
+
+namespace bitfabric {
+namespace opencl {
+
+// A view's own memory object over a part of another tensor's, which it keeps alive.
+class ViewMemory {
+ public:
+  ViewMemory(ffi::Tensor parent, size_t offset) : parent_(std::move(parent)), offset_(offset) {}
+
+  void AllocData(DLTensor* view) {
+    const Block& whole = *static_cast<const Block*>(parent_.data_ptr());
+    Device& device = Devices::Get().At(whole.device);
+    const size_t bytes = ffi::GetDataSize(*view);
+    auto* part = new Block();
+    part->root = whole.root;
+    // No memory object is empty: a view of nothing gets the first byte.
+    part->offset = whole.offset + (bytes == 0 ? 0 : offset_);
+    part->size = std::max<size_t>(bytes, 1);
+    part->device = whole.device;
+    try {
+      // Of the root: OpenCL has no parts of parts.
+      part->handle = device.Part(whole.root, part->offset, part->size);
+    } catch (...) {
+      delete part;
+      throw;
+    }
+    part->serial = NextSerial();
+    view->data = part;
+  }
+  void FreeData(DLTensor* view) {
+    auto* part = static_cast<Block*>(view->data);
+    Devices::Get().At(part->device).Destroy(part->handle);
+    delete part;
+  }
+
+ private:
+  ffi::Tensor parent_;
+  size_t offset_;
+};
+
+// Raises unless the bytes lie within a tensor on an OpenCL device, and returns their place in its
+// block.
+inline size_t PlaceIn(const DLTensor& tensor, int64_t byte_offset, int64_t bytes) {
+  const size_t has = ffi::GetDataSize(tensor);
+  const bool within = byte_offset >= 0 && bytes >= 0 && static_cast<size_t>(bytes) <= has &&
+                      static_cast<size_t>(byte_offset) <= has - static_cast<size_t>(bytes);
+  if (tensor.device.device_type != kDLOpenCL || !ffi::IsContiguous(tensor) || !within) {
+    TVM_FFI_THROW(ValueError) << bytes << " bytes at byte " << byte_offset
+                              << " do not lie within a contiguous OpenCL tensor of " << has
+                              << " bytes.";
+  }
+  return tensor.byte_offset + static_cast<size_t>(byte_offset);
+}
+
+// A tensor over a part of another's memory, as a memory object of its own: kernels take a tensor
+// from its first byte on.
+inline ffi::Tensor View(const ffi::Tensor& tensor, int64_t byte_offset, const ffi::Shape& shape,
+                 DLDataType dtype) {
+  const DLTensor* whole = tensor.GetDLTensorPtr();
+  const size_t bytes = ffi::GetDataSize(static_cast<size_t>(shape.Product()), dtype);
+  const size_t offset = PlaceIn(*whole, byte_offset, static_cast<int64_t>(bytes));
+  const Device& device = Devices::Get().At(whole->device.device_id);
+  if (offset % device.info.alignment != 0) {
+    TVM_FFI_THROW(ValueError) << "A view on " << device.Name() << " must start at a multiple of "
+                              << device.info.alignment << " bytes, not at " << offset << ".";
+  }
+  return ffi::Tensor::FromNDAlloc(ViewMemory(tensor, offset), shape, dtype, whole->device);
+}
+
+// Copies host memory to a part of a tensor and does not wait. The host memory must stay as it is
+// until the device's next synchronisation.
+inline void Write(const ffi::Tensor& tensor, int64_t byte_offset, void* from, int64_t bytes) {
+  const DLTensor* to = tensor.GetDLTensorPtr();
+  const size_t place = PlaceIn(*to, byte_offset, bytes);
+  if (bytes == 0) return;
+  Devices::Get()
+      .At(to->device.device_id)
+      .Write(*static_cast<const Block*>(to->data), place, from, static_cast<size_t>(bytes), true);
+}
+
+// Fills a tensor with zero bytes and does not wait.
+inline void Clear(const ffi::Tensor& tensor) {
+  const DLTensor* to = tensor.GetDLTensorPtr();
+  const size_t bytes = ffi::GetDataSize(*to);
+  const size_t place = PlaceIn(*to, 0, static_cast<int64_t>(bytes));
+  if (bytes == 0) return;
+  Devices::Get()
+      .At(to->device.device_id)
+      .Clear(*static_cast<const Block*>(to->data), place, bytes);
+}
+
+}  // namespace opencl
+}  // namespace bitfabric

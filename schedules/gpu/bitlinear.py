@@ -1,0 +1,85 @@
+"""The forward pass of a group of ternary projections with their adapters.
+
+Many tokens take two launches: one quantises them and multiplies them with the adapters' factor A,
+the other is the product. A single token takes one, unless the adapters are large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+from ...targets import Target
+from ..ternary import TILE, aligned, segments
+from ..tir import Buffer, branch, shape, static
+from .kernel import Gpu, build
+from .quantise import Tokens
+from .single_token import MOST, SingleToken, fits
+from .ternary_product import Product
+from .ternary_rows import RowProduct, Stored, layout
+from .ternary_tile import choose, cores, is_large
+
+FEW = 4
+"""Up to this many tokens the matrix streams by; from there on tiles of outputs reuse it."""
+CACHED = 16
+"""Bytes of A that a work-group may read from a large device's cache for each of the matrix."""
+SMALL_CACHED = 2
+"""The same on other devices."""
+
+
+def few_tokens(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out `bitlinear` by rows; None for many or unknown tokens, or rows in no tiles of 16."""
+    parts = segments(parameters)
+    count = static(function.params[0].shape[0])
+    if not aligned(parts) or count is None or count > FEW:
+        return None
+    gpu, scale = Gpu(target), float(parameters["lora_scale"])
+
+    def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        *adapters, y = rest
+        a, b = adapters[:2] if adapters else (None, None)
+        lora_input = adapters[2] if len(adapters) > 2 else x
+        columns = shape(x)[1]
+        plan = layout(gpu, parts, columns // TILE, cores(gpu))
+        product = RowProduct(plan, parts, packed, scales, b, y)
+
+        def two() -> None:
+            tokens = Tokens(gpu, x, 1, a, lora_input)
+            tokens.emit(scale)
+            product.emit(Stored(tokens))
+
+        def one() -> None:
+            product.emit(SingleToken(plan, parts, x, a, scale))
+
+        if count > 1 or len(adapters) > 2 or not fits(gpu, columns):
+            two()
+        elif a is None:
+            one()
+        else:
+            ranks = min(MOST, plan.tiles * (CACHED if is_large(gpu) else SMALL_CACHED))
+            branch(shape(a)[1] <= ranks, one, two)
+
+    return build(function, body)
+
+
+def tiles(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out `bitlinear` by tiles; None where a projection is no multiple of 16 rows."""
+    parts = segments(parameters)
+    if not aligned(parts):
+        return None
+    gpu, scale = Gpu(target), float(parameters["lora_scale"])
+
+    def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        *adapters, y = rest
+        a, b = adapters[:2] if adapters else (None, None)
+        tile = choose(gpu, shape(x)[0], parts[-1].end)
+        tokens = Tokens(gpu, x, tile.height, a, adapters[2] if len(adapters) > 2 else x)
+        tokens.emit(scale)
+        Product(tile, parts, packed, scales, tokens, b, y).emit()
+
+    return build(function, body)

@@ -1,0 +1,229 @@
+"""The adjoint of a group of ternary projections with their adapters.
+
+The input's adjoint is one float32 product whose right factor is unpacked from the 2-bit weights on
+its way to shared memory, so the matrix is read along the axis it is not stored for without a copy.
+Two launches do everything: the first has that product's partial sums and the adapters' thin
+factors u and du, the second adds the parts up, takes du A in, and has the adapters' gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import Target
+from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..tir import Buffer, Expr, bind, lanes_of, shape, splat
+from .gemm import Finish, Product, store_vector
+from .gemm_tile import Tile, split_count
+from .kernel import Gpu, build, ceil_div, scratch
+from .operand import VECTOR, Operand, depth_major, row_major, shifted
+from .vectors import LANES, fours
+from .work import Work, launch_works
+
+MAGIC = 0x4B000000
+"""The bits of 2^23 as float32: with a code in the low bits it is 2^23 + code."""
+THIN = Tile(16, 16, 1, 4, step=64)
+"""The tile of u and du, whose many steps should be few."""
+THIN_DEPTH = 24 * THIN.step
+"""The depth of a part of u and du at most, so that none outlasts the main product beside it."""
+THROUGH = Tile(16, 32, 2, 4)
+"""The tile of du A, small since each thread also adds up the main product's parts."""
+OUTER = Tile(16, 64, 4, 4)
+"""The tile of the adapters' gradients, whose depth is the tokens."""
+
+
+def tiles(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out `bitlinear_vjp`; None where a projection is no multiple of 16 rows."""
+    parts = segments(parameters)
+    if not aligned(parts):
+        return None
+    gpu, scale = Gpu(target), float(parameters["lora_scale"])
+
+    def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        main = _straight_through(gpu, parts, dy, packed, scales)
+        if len(rest) == 1:
+            _without_adapter(main, rest[0])
+            return
+        separate = len(rest) == 7
+        a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
+        dx, da, db, *through = rest[3:] if separate else rest[2:]
+        lora = _Lora(gpu, parts, scale, dy, lora_input, a, b)
+        sums = main.parts()
+        launch_works([*lora.thin_works(), main.partial_work(main.keep(sums))])
+        if separate:
+            to_input = [main.reduction(sums, _store(dx)), lora.through(through[0])]
+        else:
+            to_input = [lora.through(dx, main, sums)]
+        launch_works([*to_input, *lora.gradients(da, db)])
+
+    return build(function, body)
+
+
+def _without_adapter(main: Product, dx: Buffer) -> None:
+    if main.splits == 1:
+        launch_works([main.work(_store(dx))])
+        return
+    sums = main.parts()
+    launch_works([main.partial_work(main.keep(sums))])
+    launch_works([main.reduction(sums, _store(dx))])
+
+
+def _store(buffer: Buffer, first: int = 0) -> Finish:
+    """Return the finish that stores the result, its columns from `first` on."""
+    return lambda i, j, value: store_vector(buffer, value, i, first + j)
+
+
+def _straight_through(
+    gpu: Gpu, parts: list[Segment], dy: Buffer, packed: Buffer, scales: Buffer
+) -> Product:
+    """Return the product ``(dy scale) W``."""
+    tokens, rows = shape(dy)
+    wide = row_major(dy)
+
+    def scaled(fetched: Expr, token: Expr, n: Expr) -> list[Expr]:
+        # Projections begin with a packed tile, so one scale serves the tile that holds n.
+        first = bind(n // TILE * TILE)
+        scale = bind(by_segment(parts, first, lambda p: scales[p.index]))
+        return [fetched * splat(scale, LANES)]
+
+    left = Operand(wide.fetch, unpack=scaled)
+    right = Operand(
+        lambda k, n: packed[n // TILE, k // TILE, n % TILE],
+        along_depth=False,
+        width=TILE,
+        dtype="int32",
+        unpack=lambda word, k, n: [_weights(word, group) for group in range(TILE // LANES)],
+    )
+    return Product(gpu, tokens, shape(packed)[1] * TILE, rows, left, right)
+
+
+def _weights(word: Expr, group: int) -> Expr:
+    """Return the weights -1, 0 and 1 of columns ``4 group`` to ``4 group + 3`` of a packed word.
+
+    The codes become floats by their bits, at a third of the cost of a conversion.
+    """
+    codes = T.broadcast(word, LANES) >> T.ramp(T.int32(2 * group), 8, LANES)
+    bits = (codes & T.broadcast(T.int32(3), LANES)) | T.broadcast(T.int32(MAGIC), LANES)
+    return T.reinterpret(VECTOR, bits) - splat(float(2**23 + 1), LANES)
+
+
+class _Lora:
+    """The adapters' products; their factor u is ``lora_scale x A^T``, du ``lora_scale dy B^T``.
+
+    Both are kept in a few parts of their depth, ``(parts, T, S r)``, which their readers add.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        parts: list[Segment],
+        scale: float,
+        dy: Buffer,
+        x: Buffer,
+        a: Buffer,
+        b: Buffer,
+    ) -> None:
+        self.gpu, self.scale, self.dy, self.x, self.a, self.b = gpu, scale, dy, x, a, b
+        self.adapted = [part for part in parts if part.adapter is not None]
+        self.tokens, self.columns = shape(x)
+        self.adapters, self.rank, _ = shape(a)
+        self.thin = self.adapters * self.rank
+        self.u = scratch([self._parts([self.columns]), self.tokens, self.thin])
+        depths = [part.end - part.begin for part in self.adapted]
+        self.du = scratch([self._parts(depths), self.tokens, self.thin])
+
+    def _tile(self, tile: Tile) -> Tile | None:
+        """Return a tile for products through shared memory."""
+        return tile if self.gpu.shared else None
+
+    def _parts(self, depths: list[int]) -> int:
+        """Return into how many parts to cut all of these depths."""
+        step = THIN.step if self.gpu.shared else LANES
+        count = ceil_div(max(depths), THIN_DEPTH)
+        while any(split_count(ceil_div(depth, step), count) != count for depth in depths):
+            count -= 1
+        return count
+
+    def thin_works(self) -> list[Work]:
+        """Return the works of u and du."""
+        x, dy, b = row_major(self.x), row_major(self.dy), row_major(self.b)
+        a = Operand(lambda j, k: fours(self.a)[j // self.rank, j % self.rank, k // LANES])
+        works = [self._thin(x, a, self.thin, self.columns, self.u, 0)]
+        for part in self.adapted:
+            factors = shifted(dy, depth=part.begin), shifted(b, depth=part.column)
+            first = part.adapter * self.rank
+            works.append(self._thin(*factors, self.rank, part.end - part.begin, self.du, first))
+        return works
+
+    def _thin(
+        self, left: Operand, right: Operand, width: int, depth: int, thin: Buffer, first: int
+    ) -> Work:
+        """Return the work of the columns from `first` on of one thin factor."""
+        count, tile = shape(thin)[0], self._tile(THIN)
+        product = Product(self.gpu, self.tokens, width, depth, left, right, count, tile)
+
+        def keep(split: Expr) -> Finish:
+            def finish(t: Expr, j: Expr, value: Expr) -> None:
+                scaled = value * splat(self.scale, lanes_of(value))
+                store_vector(thin, scaled, split, t, first + j)
+
+            return finish
+
+        return product.partial_work(keep)
+
+    def _factor(self, thin: Buffer, by_token: bool, first: int = 0) -> Operand:
+        """Return a thin factor's columns from `first` on, its tokens the outer axis or depth."""
+        wide = self.rank % LANES == 0
+        count = shape(thin)[0]
+
+        def fetch(outer: Expr, depth: Expr) -> Expr:
+            token, column = (outer, depth) if by_token else (depth, outer)
+            source, at = (thin, first + column)
+            if wide:
+                source, at = fours(thin), at // LANES
+            total = source[0, token, at]
+            for part in range(1, count):
+                total = total + source[part, token, at]
+            return total
+
+        width, dtype = (LANES, VECTOR) if wide else (1, "float32")
+        return Operand(fetch, along_depth=by_token, width=width, dtype=dtype)
+
+    def through(self, dx: Buffer, main: Product | None = None, sums: Buffer = None) -> Work:
+        """Return the work of ``dx = du A``, plus a product's partial sums."""
+        a = Operand(
+            lambda k, j: fours(self.a)[j // self.rank, j % self.rank, k // LANES],
+            along_depth=False,
+        )
+        du, tile = self._factor(self.du, by_token=True), self._tile(THROUGH)
+        size = (self.tokens, self.columns, self.thin)
+
+        def finish(t: Expr, k: Expr, value: Expr) -> None:
+            store_vector(dx, value if main is None else value + main.total(sums, t, k), t, k)
+
+        return Product(self.gpu, *size, du, a, 1, tile).work(finish)
+
+    def gradients(self, da: Buffer, db: Buffer) -> list[Work]:
+        """Return the works of ``dA = du^T x`` and ``dB = u^T dy``."""
+
+        def to_a(j: Expr, k: Expr, value: Expr) -> None:
+            store_vector(da, value, j // self.rank, j % self.rank, k)
+
+        du = self._factor(self.du, by_token=False)
+        works = [self._outer(du, depth_major(self.x), self.thin, self.columns, to_a)]
+        for part in self.adapted:
+            u = self._factor(self.u, by_token=False, first=part.adapter * self.rank)
+            dy = shifted(depth_major(self.dy), outer=part.begin)
+            to_b = _store(db, part.column)
+            works.append(self._outer(u, dy, self.rank, part.end - part.begin, to_b))
+        return works
+
+    def _outer(self, thin: Operand, wide: Operand, rows: int, columns: int, finish: Finish) -> Work:
+        """Return the work of a product over the tokens."""
+        size, tile = (rows, columns, self.tokens), self._tile(OUTER)
+        return Product(self.gpu, *size, thin, wide, 1, tile).work(finish)

@@ -1,0 +1,130 @@
+"""The tiles of a matrix product: how a work-group's threads divide one, and how many there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..tir import Expr, static
+from .kernel import ceil_div
+from .operand import Operand
+from .vectors import LANES
+
+STEP = 16
+"""The depth of one step."""
+GROUPS = 512
+"""Work-groups that keep a large processor busy: about four on each of its 132 cores."""
+LEAST_STEPS = 4
+"""Steps below which a part of the depth costs more in sums than it gains."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A work-group's part of the result.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Its extents.
+    high, wide : int
+        Rows and columns of a thread; it has ``rows columns / (high wide)`` threads, all 64.
+    step : int
+        The depth that is read at once.
+    apart : bool
+        Whether a thread's vectors lie apart, its neighbours' between them; else side by side.
+    """
+
+    rows: int
+    columns: int
+    high: int
+    wide: int
+    step: int = STEP
+    apart: bool = True
+
+    @property
+    def threads_across(self) -> int:
+        """Threads side by side."""
+        return self.columns // self.wide
+
+    @property
+    def threads_down(self) -> int:
+        """Threads below each other."""
+        return self.rows // self.high
+
+    def row(self, down: Expr, i: int) -> Expr:
+        """Return the row of the tile that is the i-th of the threads at `down`.
+
+        Four rows lie together if there are as many, so that one vector of shared memory has them.
+        """
+        if not self.apart:
+            return down * self.high + i
+        near = min(self.high, LANES)
+        return down * near + (i // near * near * self.threads_down + i % near)
+
+    def vector(self, across: Expr, v: int) -> Expr:
+        """Return the v-th vector of four columns of the threads at `across`.
+
+        Neighbours have neighbouring vectors, which are in different banks of shared memory.
+        """
+        if not self.apart:
+            return across * (self.wide // LANES) + v
+        return across + v * self.threads_across
+
+    def pitch(self, operand: Operand, extent: int) -> int:
+        """Return the length of a row of an operand's panel in shared memory, in vectors.
+
+        Threads that write the same columns of several rows need the rows in different banks.
+        """
+        return extent // LANES + (operand.width > LANES and not operand.along_depth)
+
+    def vectors(self, left: Operand, right: Operand) -> int:
+        """Return the shared memory of a work-group, in vectors: two steps of both panels."""
+        pitches = self.pitch(left, self.rows) + self.pitch(right, self.columns)
+        return 2 * self.step * pitches
+
+
+def plan_tile(rows: Expr, columns: int, depth: Expr) -> Tile:
+    """Choose the tile of a product: the largest that the result fills and that is there often.
+
+    A thread with 64 sums reads one vector of shared memory for 16 products, about what such memory
+    can give while the processor multiplies; a thread with 128 sums leaves it a quarter of its time.
+    """
+    few = static(rows) is not None and static(rows) <= 32
+    if columns <= 16:
+        return Tile(32, 16, 2, 4) if few else Tile(64, 16, 4, 4)
+    if columns <= 32:
+        return Tile(32, 32, 4, 4) if few else Tile(64, 32, 8, 4)
+    large, deep = Tile(128, 64, 16, 8), static(depth)
+    if static(rows) is not None and deep is not None and -rows % large.rows < large.rows // 4:
+        tiles = ceil_div(rows, large.rows) * ceil_div(columns, large.columns)
+        if tiles * ceil_div(deep, large.step) >= 2 * GROUPS * LEAST_STEPS:
+            return large
+    return Tile(32, 64, 4, 8) if few else Tile(64, 64, 8, 8)
+
+
+def plan_direct(left: Operand, right: Operand) -> Tile:
+    """Choose the tile of a product without shared memory; operands fit it in whole fetches."""
+    high = LANES if left.along_depth else max(LANES, left.width)
+    wide = 2 * LANES if right.along_depth else max(2 * LANES, right.width)
+    step = max(LANES, *(o.width for o in (left, right) if o.along_depth), 1)
+    return Tile(8 * high, 8 * wide, high, wide, step, apart=False)
+
+
+def plan_splits(tiles: tuple[Expr, Expr], steps: Expr) -> int:
+    """Choose into how many parts to cut the depth; 1 where a size is symbolic.
+
+    Parameters
+    ----------
+    tiles : tuple of PrimExpr or int
+        Tiles down and across.
+    steps : PrimExpr or int
+        Steps of the depth.
+    """
+    down, across, deep = (static(size) for size in (*tiles, steps))
+    if down is None or across is None or deep is None:
+        return 1
+    return max(1, min(round(GROUPS / (down * across)), deep // LEAST_STEPS))
+
+
+def split_count(steps: Expr, wanted: int) -> int:
+    """Return how many parts of equal length, the last maybe shorter, `wanted` ones become."""
+    return 1 if wanted == 1 else ceil_div(steps, ceil_div(steps, wanted))

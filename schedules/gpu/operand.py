@@ -1,0 +1,86 @@
+"""Where the factors of a matrix product come from, and vectors of four float32 in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tvm.tirx.script.builder import ir as T
+
+from ..tir import Buffer, Expr, lanes_of, shape, static
+from .vectors import LANES, fours
+
+VECTOR = "float32x4"
+"""The widest access of a thread: 16 bytes."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A factor of a matrix product: elements over an outer axis (its rows or columns) and a depth.
+
+    Attributes
+    ----------
+    fetch : callable
+        ``fetch(outer, depth)`` returns what one access to memory holds of `width` adjacent
+        elements from there; `width` divides the coordinate and the extent along them.
+    along_depth : bool
+        Whether those elements lie along the depth; else along the outer axis.
+    width : int
+        1, 4 or 16. With 16 the outer axis' neighbours along the other axis are read together.
+    dtype : str
+        The dtype of what `fetch` returns.
+    unpack : callable
+        ``unpack(fetched, outer, depth)`` returns the elements in order: a list of `width` / 4
+        float32x4, or for a width of 1 of one float32. It runs a while after the fetch.
+    """
+
+    fetch: Callable[[Expr, Expr], Expr]
+    along_depth: bool = True
+    width: int = LANES
+    dtype: str = VECTOR
+    unpack: Callable[[Expr, Expr, Expr], list[Expr]] = lambda fetched, outer, depth: [fetched]
+
+
+def row_major(buffer: Buffer, *prefix: Expr) -> Operand:
+    """Return the operand ``buffer[*prefix, outer, depth]`` of a float32 buffer."""
+    if _wide(buffer):
+        return Operand(lambda o, k: fours(buffer)[(*prefix, o, k // LANES)])
+    return Operand(lambda o, k: buffer[(*prefix, o, k)], width=1, dtype="float32")
+
+
+def depth_major(buffer: Buffer, *prefix: Expr) -> Operand:
+    """Return the operand ``buffer[*prefix, depth, outer]`` of a float32 buffer."""
+    if _wide(buffer):
+        return Operand(lambda o, k: fours(buffer)[(*prefix, k, o // LANES)], along_depth=False)
+    return Operand(
+        lambda o, k: buffer[(*prefix, k, o)], along_depth=False, width=1, dtype="float32"
+    )
+
+
+def shifted(operand: Operand, outer: int = 0, depth: int = 0) -> Operand:
+    """Return the part of an operand that begins at these coordinates, multiples of its width."""
+    return replace(operand, fetch=lambda o, k: operand.fetch(o + outer, k + depth))
+
+
+def _wide(buffer: Buffer) -> bool:
+    last = static(shape(buffer)[-1])
+    return last is not None and last % LANES == 0
+
+
+def scalars(buffer: Buffer) -> Buffer:
+    """Return a buffer of float32x4 as one of float32; inside a launch."""
+    *outer, last = shape(buffer)
+    return T.decl_buffer([*outer, last * LANES], "float32", data=buffer.data, scope=buffer.scope())
+
+
+def store_vector(buffer: Buffer, value: Expr, *index: Expr) -> None:
+    """Store a float32, or a float32x4 whose last index and row length are multiples of four."""
+    if lanes_of(value) == 1:
+        T.buffer_store(buffer, value, list(index))
+    else:
+        T.buffer_store(fours(buffer), value, [*index[:-1], index[-1] // LANES])
+
+
+def zero_vector() -> Expr:
+    """Return a float32x4 of zeros."""
+    return T.broadcast(T.float32(0.0), LANES)

@@ -1,0 +1,301 @@
+"""The ternary product of a few tokens: memory is the limit, so the matrix streams by once.
+
+A work-group has a few tiles of 16 rows of one projection. Its threads read 16 bytes each, words of
+four rows and 16 columns, of neighbouring columns at once; their sums meet in shared memory. The
+tokens' integers come from an earlier launch, or of the work-group's own making.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..ternary import TILE, Segment, by_segment
+from ..tir import Buffer, Expr, bind, when
+from .adapter import Up
+from .kernel import Gpu, barrier, ceil_div, dot4, launch, loop, registers, shared
+from .quantise import ONES, Tokens
+from .ternary_product import codes
+from .vectors import LANES, four, fours, held, lane, only, power_of_two
+
+AHEAD = 8
+"""Loads of a thread under way at once, at most."""
+TILES = 8
+"""Tiles of a work-group, at most."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a launch is divided.
+
+    Attributes
+    ----------
+    tiles : int
+        Tiles of 16 rows of a work-group, which divide the tiles of every projection.
+    threads : int
+        Threads of a work-group, at least 16 for each tile.
+    steps : int
+        Columns / 16.
+    """
+
+    tiles: int
+    threads: int
+    steps: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a work-group."""
+        return self.tiles * TILE
+
+    @property
+    def across(self) -> int:
+        """Threads for different rows."""
+        return self.rows // LANES
+
+    @property
+    def parts(self) -> int:
+        """Threads for different columns of the same rows."""
+        return self.threads // self.across
+
+    @property
+    def turns(self) -> int:
+        """Times that a thread's loads are waited for."""
+        return ceil_div(ceil_div(self.steps, self.parts), AHEAD)
+
+    @property
+    def ahead(self) -> int:
+        """Loads of a thread under way at once."""
+        return ceil_div(ceil_div(self.steps, self.parts), self.turns)
+
+
+def layout(gpu: Gpu, parts: list[Segment], steps: int, groups: int) -> Layout:
+    """Return the layout with the most tiles a work-group that leaves `groups` work-groups."""
+    tiles, total = 1, parts[-1].end // TILE
+    while (
+        tiles < TILES
+        and total // (2 * tiles) >= groups
+        and all((part.end - part.begin) % (2 * tiles * TILE) == 0 for part in parts)
+    ):
+        tiles *= 2
+    across = tiles * TILE // LANES
+    return Layout(tiles, min(gpu.threads, max(across * power_of_two(steps), 4 * across, 32)), steps)
+
+
+class Source(Protocol):
+    """Where a work-group has its tokens from."""
+
+    @abstractmethod
+    def prepare(self, thread: Expr, row: Expr) -> None:
+        """Emit what comes before the product, for the work-group whose first row is `row`."""
+
+    @abstractmethod
+    def integers(self, token: int, step: Expr) -> Expr:
+        """Return 16 of a token's integers, four to a word."""
+
+    @abstractmethod
+    def step(self, token: int) -> Expr:
+        """Return what an integer of a token stands for, float32."""
+
+    @abstractmethod
+    def down(self, token: int, slot: Expr, rank: Expr) -> Expr:
+        """Return an element of a token's product with the factor A of an adapter."""
+
+
+class Stored:
+    """Tokens that an earlier launch left in memory."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+
+    def prepare(self, thread: Expr, row: Expr) -> None:
+        """Type the words as vectors."""
+        self.words = fours(self.tokens.words)
+
+    def integers(self, token: int, step: Expr) -> Expr:
+        """Return a vector of words."""
+        return self.words[token, step]
+
+    def step(self, token: int) -> Expr:
+        """Return the stored step."""
+        return self.tokens.step[token]
+
+    def down(self, token: int, slot: Expr, rank: Expr) -> Expr:
+        """Return the stored product."""
+        return self.tokens.down[token, slot, rank]
+
+
+class RowProduct:
+    """One launch: the product of a few tokens, its scale and the adapters.
+
+    Parameters
+    ----------
+    layout : Layout
+        The work-groups.
+    parts : list of Segment
+        The projections.
+    packed, scales : Buffer
+        ``(N / 16, K / 16, 16)`` int32 and ``(S,)`` float32.
+    b : Buffer or None
+        ``(r, N')`` float32.
+    y : Buffer
+        ``(T, N)`` float32, T static and small.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        parts: list[Segment],
+        packed: Buffer,
+        scales: Buffer,
+        b: Buffer | None,
+        y: Buffer,
+    ) -> None:
+        self.layout, self.parts, self.packed, self.scales = layout, parts, packed, scales
+        self.b, self.y, self.tokens = b, y, int(y.shape[0])
+
+    def emit(self, source: Source) -> None:
+        """Emit the launch."""
+        layout = self.layout
+        with launch([self.parts[-1].end // layout.rows], [layout.threads]) as (group, thread):
+            self.thread = thread
+            self.first = bind(group * layout.rows)
+            self.part, side = bind(thread // layout.across), bind(thread % layout.across)
+            self.row = bind(self.first + side * LANES)
+            # The first words are under way while the tokens are prepared.
+            self.words = registers([layout.ahead], f"int32x{LANES}")
+            self._read(0)
+            source.prepare(thread, self.first)
+            self._multiply(source)
+            self._up(source)
+            self._finish(source)
+
+    def _step(self, turn: Expr, u: int) -> tuple[Expr, Expr | None]:
+        """Return the columns / 16 of a load, and whether they exist (None: always)."""
+        layout = self.layout
+        step = bind((turn * layout.ahead + u) * layout.parts + self.part)
+        if layout.steps % (layout.ahead * layout.parts) == 0:
+            return step, None
+        return bind(tirx.min(step, layout.steps - 1)), bind(step < layout.steps)
+
+    def _read(self, turn: Expr) -> None:
+        packed, high, low = fours(self.packed), self.row // TILE, self.row % TILE // LANES
+        for u in range(self.layout.ahead):
+            T.buffer_store(self.words, packed[high, self._step(turn, u)[0], low], [u])
+
+    def _multiply(self, source: Source) -> None:
+        """Emit a thread's exact sums of four rows."""
+        layout = self.layout
+        self.sums = registers([self.tokens * LANES], "int32")
+        for i in range(self.tokens * LANES):
+            T.buffer_store(self.sums, 0, [i])
+
+        def turn(index: Expr) -> None:
+            held = [bind(self.words[u]) for u in range(layout.ahead)]
+            if layout.turns > 1:
+                self._read(bind(tirx.min(index + 1, layout.turns - 1)))
+            for u, words in enumerate(held):
+                self._add(source, words, *self._step(index, u))
+
+        if layout.turns == 1:
+            turn(0)
+        else:
+            with loop(layout.turns) as index:
+                turn(index)
+
+    def _add(self, source: Source, words: Expr, step: Expr, inside: Expr | None) -> None:
+        """Emit the products of one load; what lies past the last column counts as zero."""
+        values, offsets = [], []
+        for t in range(self.tokens):
+            value = only(inside, bind(source.integers(t, step)))
+            total: Expr = 0
+            for f in range(LANES):
+                total = dot4(lane(value, f), ONES, total)
+            values.append(value)
+            offsets.append(held(total))
+        for c in range(LANES):
+            unpacked = codes(lane(words, c))
+            for t, value in enumerate(values):
+                # Codes are W + 1, so the sum of the integers comes off.
+                total = self.sums[t * LANES + c] - offsets[t]
+                for f, code in enumerate(unpacked):
+                    total = dot4(lane(value, f), code, total)
+                T.buffer_store(self.sums, total, [t * LANES + c])
+
+    def _up(self, source: Source) -> None:
+        """Emit a thread's part of the adapters' outputs: some of the ranks, four rows."""
+        if self.b is None:
+            return
+        up = Up(self.parts, self.b, self.row)
+        self.added = registers([self.tokens], f"float32x{LANES}")
+        for t in range(self.tokens):
+            T.buffer_store(self.added, T.broadcast(T.float32(0.0), LANES), [t])
+
+        def add(rank: Expr) -> None:
+            factor = up.factor(rank)
+            for t in range(self.tokens):
+                u = T.broadcast(source.down(t, up.slot, rank), LANES)
+                T.buffer_store(self.added, self.added[t] + u * factor, [t])
+
+        with loop(ceil_div(up.rank, self.layout.parts)) as turn:
+            rank = bind(turn * self.layout.parts + self.part)
+            when(rank < up.rank, lambda: add(rank))
+
+    def _finish(self, source: Source) -> None:
+        """Emit the sums over a work-group, the scale and the store."""
+        layout = self.layout
+        exact = _Gather(layout, self.thread, "int32")
+        added = _Gather(layout, self.thread, "float32") if self.b is not None else None
+        scale = by_segment(self.parts, self.first, lambda p: self.scales[p.index])
+        for t in range(self.tokens):
+            if t:
+                barrier()
+            exact.put(four([self.sums[t * LANES + c] for c in range(LANES)], "int32"))
+            if added is not None:
+                added.put(self.added[t])
+            barrier()
+            exact.fold()
+            if added is not None:
+                added.fold()
+            barrier()
+
+            def store(t: int = t) -> None:
+                value = T.Cast("float32", exact.get()) * bind(source.step(t) * scale)
+                if added is not None:
+                    value = value + added.get()
+                T.buffer_store(self.y, value, [t, self.first + self.thread])
+
+            when(self.thread < layout.rows, store)
+
+
+class _Gather:
+    """Sums of every row over the threads that share it, in a fixed order."""
+
+    def __init__(self, layout: Layout, thread: Expr, dtype: str) -> None:
+        self.layout, self.thread = layout, thread
+        self.values = shared([layout.threads * LANES], dtype)
+        self.partial = shared([layout.threads], dtype)
+
+    def put(self, value: Expr) -> None:
+        """Emit the store of a thread's four rows."""
+        T.buffer_store(fours(self.values), value, [self.thread])
+
+    def fold(self) -> None:
+        """Emit the sum of four threads' values of a row by each thread."""
+        rows = self.layout.rows
+        begin = bind(self.thread // rows * (LANES * rows) + self.thread % rows)
+        values = [self.values[begin + i * rows] for i in range(LANES)]
+        T.buffer_store(
+            self.partial, (values[0] + values[1]) + (values[2] + values[3]), [self.thread]
+        )
+
+    def get(self) -> Expr:
+        """Return the sum of the row of one of the first threads."""
+        rows = self.layout.rows
+        total = self.partial[self.thread]
+        for i in range(1, self.layout.threads // rows):
+            total = total + self.partial[self.thread + i * rows]
+        return total

@@ -1,0 +1,59 @@
+"""Vectors of four 32-bit elements in memory, read and written 16 bytes at a time.
+
+A view types the memory as vectors, which promises the device's compiler that each begins at a
+multiple of 16 bytes. A launch must not touch a tensor both through a view and as it is: the
+compiler is told that two tensors do not overlap.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..tir import Buffer, Expr, bind, shape
+from .kernel import registers
+
+LANES = 4
+"""Elements of a vector."""
+_CONSTRUCTORS = {"float32": "(float4)", "int32": "(int4)"}
+
+
+def fours(buffer: Buffer) -> Buffer:
+    """Return a tensor seen as vectors of four along its last axis, whose extent four divides."""
+    *outer, last = shape(buffer)
+    return T.decl_buffer(
+        [*outer, last // LANES], f"{buffer.dtype}x{LANES}", data=buffer.data, scope=buffer.scope()
+    )
+
+
+def lane(vector: Expr, index: int) -> Expr:
+    """Return one element of a vector."""
+    return tirx.Shuffle([vector], [index])
+
+
+def four(values: list[Expr], dtype: str = "float32") -> Expr:
+    """Return four scalars as a vector."""
+    return T.call_pure_extern(f"{dtype}x{LANES}", _CONSTRUCTORS[dtype], *values)
+
+
+def held(value: Expr) -> Expr:
+    """Return a value kept in a register of its own, inside a launch.
+
+    Unlike a bound one, whose definition is written out anew wherever it is used.
+    """
+    register = registers([1], str(value.ty.dtype))
+    T.buffer_store(register, value, [0])
+    return register[0]
+
+
+def only(condition: Expr | None, vector: Expr) -> Expr:
+    """Return a vector, or zeros where a condition does not hold; None always holds."""
+    if condition is None:
+        return vector
+    dtype = str(vector.ty.dtype).split("x")[0]
+    return bind(T.if_then_else(condition, vector, T.broadcast(tirx.const(0, dtype), LANES)))
+
+
+def power_of_two(size: int) -> int:
+    """Return the smallest power of two that is at least `size`."""
+    return 1 << max(size - 1, 0).bit_length()
