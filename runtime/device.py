@@ -20,8 +20,8 @@ from .memory_space import DeviceMemory, HostMemory, MemorySpace
 CPU, OPENCL = 1, 4
 """DLPack's device types."""
 DEVICES = {"cpu": CPU, "opencl": OPENCL}
-POOLED = 2
-"""The virtual machine's allocator that keeps freed blocks for the next step."""
+PLAIN, POOLED = 1, 2
+"""The virtual machine's allocators: one frees blocks, one keeps them for the next step."""
 
 
 def named_devices(kind: str) -> list[dict[str, Any]]:
@@ -114,8 +114,8 @@ class Machine:
             return
         index = chosen_device(bundle)
         self.memory = DeviceMemory(kind, index, bundle.manifest["target"]["limits"]["max_buffer"])
-        # The host's device comes last: there live the shapes.
-        self._executable["vm_initialization"](DEVICES[kind], index, POOLED, CPU, 0, POOLED)
+        # The backend keeps freed memory itself. The host's device comes last: it has the shapes.
+        self._executable["vm_initialization"](DEVICES[kind], index, PLAIN, CPU, 0, POOLED)
 
     def __getitem__(self, name: str) -> Any:
         """Return a function of the module."""
@@ -124,7 +124,7 @@ class Machine:
     def bind(self, name: str, arguments: list[Any]) -> Any:
         """Return a function of no arguments: `name` with tensors and lists of them bound."""
         self._executable["save_function"](name, f"bound_{name}", 1, *arguments)
-        return self._executable[f"bound_{name}"]
+        return self.memory.repeated(self._executable[f"bound_{name}"])
 
 
 __all__ = ["Machine", "bundle_target", "chosen_device", "device_index", "named_devices"]

@@ -10,8 +10,8 @@ import ctypes
 import json
 import math
 import sys
-from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,10 @@ Tensor: TypeAlias = "tvm_ffi.Tensor"
 Windows: TypeAlias = "Tensor | list[Tensor]"
 """A tensor, or its windows in order where a device's kernels can't address it as a whole."""
 MIB = 1 << 20
+
+
+STAGED = 64 << 10
+"""Bytes that a backend copies at once when it is asked to write them."""
 
 
 class Block(Protocol):
@@ -72,6 +76,10 @@ class MemorySpace(Protocol):
 
     def wait(self) -> None:
         """Wait for everything that functions were asked to compute."""
+        ...
+
+    def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a call of a function whose arguments, sizes and results stay in their places."""
         ...
 
     def peak_mib(self) -> float:
@@ -131,6 +139,10 @@ class HostMemory:
     def wait(self) -> None:
         """Return at once: the processor has finished when a function returns."""
 
+    def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Return the function."""
+        return function
+
     def peak_mib(self) -> float:
         """Return 0: the process's own peak says it."""
         return 0.0
@@ -180,6 +192,9 @@ class DeviceMemory:
         self._from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
         self._to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
         self.view = tvm_ffi.get_global_func(f"bitfabric.{kind}.view")
+        self._write = tvm_ffi.get_global_func(f"bitfabric.{kind}.write")
+        self._clear = tvm_ffi.get_global_func(f"bitfabric.{kind}.clear")
+        self._recorder = tvm_ffi.get_global_func(f"bitfabric.{kind}.recorder")(index)
         self._probe = self.allocate((1,), "float32")
 
     def allocate(self, shape: Sequence[int], dtype: str) -> Tensor:
@@ -223,7 +238,7 @@ class DeviceMemory:
     def zeros(self, shape: Sequence[int], dtype: str = "float32") -> DeviceBlock:
         """Allocate a block of zeros."""
         block = DeviceBlock(self, shape, dtype)
-        block.write(np.zeros(shape, dtype))
+        self._clear(block.tensor)
         return block
 
     def empty(self, shape: Sequence[int]) -> Tensor:
@@ -233,6 +248,10 @@ class DeviceMemory:
     def write(self, tensor: Tensor, array: np.ndarray) -> None:
         """Copy an array to a tensor of its shape and dtype."""
         array = np.ascontiguousarray(array)
+        if array.nbytes <= STAGED:
+            # The backend copies it at once, so nothing is waited for.
+            self._write(tensor, 0, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+            return
         self._from_bytes(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
 
     def read(self, tensor: Windows) -> np.ndarray:
@@ -247,10 +266,45 @@ class DeviceMemory:
         """Wait for the device to finish."""
         self.read(self._probe)
 
+    def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a call that, from its third time on, launches its recorded kernels alone."""
+        return _Repeated(function, self._recorder)
+
     def peak_mib(self) -> float:
         """Return the most memory of the device held at once by this process, MiB."""
         found = json.loads(tvm_ffi.get_global_func(f"bitfabric.{self._kind}.memory")(self._index))
         return found["peak"] / 2**20
+
+
+class _Repeated:
+    """A function of a device, recorded at its second call: the first compiles its kernels.
+
+    The result is the same tensors each time, with new values.
+    """
+
+    def __init__(self, function: Callable[[], Any], recorder: Callable[..., Any]) -> None:
+        self._function, self._recorder = function, recorder
+        self._replay: Callable[[], None] | None = None
+        self._calls, self._result = 0, None
+
+    def __call__(self) -> Any:
+        try:
+            return self._called()
+        except RuntimeError as error:
+            raise device_error(error) from error
+
+    def _called(self) -> Any:
+        self._calls += 1
+        if self._replay is not None:
+            self._replay()
+        elif self._calls == 2:
+            self._replay = self._recorder(self._function, self._take)
+        else:
+            return self._function()
+        return self._result
+
+    def _take(self, result: Any) -> None:
+        self._result = result
 
 
 def device_error(error: Exception) -> FabricError:

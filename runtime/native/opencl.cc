@@ -6,6 +6,7 @@
 
 #include "opencl/device_api.h"
 #include "opencl/module.h"
+#include "opencl/recording.h"
 #include "opencl/tensors.h"
 #include "opencl/timer.h"
 
@@ -41,6 +42,32 @@ ffi::String Programs() {
       .str();
 }
 
+// Calls a function and records its launches. Returns a function that launches them again, which
+// stands for a call with the same arguments; null where the call did more than launch kernels.
+ffi::Optional<ffi::Function> Record(const std::shared_ptr<RecordedMemory>& memory,
+                                    const ffi::Function& function, const ffi::Function& taken) {
+  auto recording = std::make_shared<Recording>(memory);
+  recording->Begin();
+  try {
+    taken(function());
+  } catch (...) {
+    recording->End();
+    throw;
+  }
+  if (!recording->End()) return std::nullopt;
+  return ffi::Function::FromTyped([recording]() { recording->Replay(); });
+}
+
+// Returns a function (function, taken) → replay or null: `taken` is called with the result of the
+// recorded call, whose memory every replay writes to anew. All share one memory.
+ffi::Function Recorder(int device) {
+  auto memory = std::make_shared<RecordedMemory>(&Devices::Get().At(device));
+  return ffi::Function::FromTyped(
+      [memory](const ffi::Function& function, const ffi::Function& taken) {
+        return Record(memory, function, taken);
+      });
+}
+
 TVM_FFI_STATIC_INIT_BLOCK() {
   namespace refl = tvm::ffi::reflection;
   // A build of TVM with OpenCL of its own keeps it.
@@ -63,6 +90,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("bitfabric.opencl.release",
            [](int device) { Devices::Get().Known(device).pool.ReleaseUnused(); })
       .def("bitfabric.opencl.programs", Programs)
+      .def("bitfabric.opencl.recorder", Recorder)
       .def("bitfabric.opencl.view", View)
       .def("bitfabric.opencl.write", Write)
       .def("bitfabric.opencl.clear", Clear);

@@ -20,6 +20,8 @@
 
 namespace bitfabric {
 
+class Pool;
+struct Arena;
 struct Slab;
 
 // What a device tensor's `data` points to. The alignment is what compiled host code may assume of
@@ -33,6 +35,21 @@ struct alignas(64) Block {
   uint64_t serial = 0;     // one number a handle, never used twice
   int device = 0;
   Slab* slab = nullptr;
+  Arena* arena = nullptr;  // whose the block is, free or not, until that ends
+};
+
+// Memory set apart: what a thread allocates while this is its current arena goes back to it when
+// freed, and is given out again to the thread while it is current, never to others.
+struct Arena {
+  Pool* pool = nullptr;
+  std::vector<Block*> owned;
+  std::vector<Block*> free;
+
+  // The thread's arena, or null.
+  static Arena*& Current() {
+    static thread_local Arena* current = nullptr;
+    return current;
+  }
 };
 
 inline uint64_t NextSerial() {
@@ -86,7 +103,16 @@ class Pool {
 
   Block* Allocate(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex_);
-    Block* block = bytes <= kSmall ? TakeSmall(bytes) : TakeLarge(bytes);
+    Arena* const arena = Arena::Current();
+    const bool apart = arena != nullptr && arena->pool == this;
+    Block* block = apart ? TakeFrom(&arena->free, bytes) : nullptr;
+    if (block == nullptr) {
+      block = bytes <= kSmall ? TakeSmall(bytes) : TakeLarge(bytes);
+      if (apart) {
+        block->arena = arena;
+        arena->owned.push_back(block);
+      }
+    }
     block->asked = bytes;
     usage_.in_use += bytes;
     usage_.peak = std::max(usage_.peak, usage_.in_use);
@@ -96,13 +122,20 @@ class Pool {
   void Free(Block* block) {
     std::lock_guard<std::mutex> lock(mutex_);
     usage_.in_use -= block->asked;
-    if (block->slab != nullptr) {
-      FreeSmall(block);
+    if (block->arena != nullptr) {
+      block->arena->free.push_back(block);
       return;
     }
-    kept_.push_back(block);
-    kept_bytes_ += block->size;
-    while (kept_bytes_ > keep_) DestroyKept(0);
+    FreeLocked(block);
+  }
+
+  // Ends an arena: what is free in it is anybody's again, and the rest will be when it is freed.
+  void EndArena(Arena* arena) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (Block* block : arena->owned) block->arena = nullptr;
+    for (Block* block : arena->free) FreeLocked(block);
+    arena->owned.clear();
+    arena->free.clear();
   }
 
   // Gives back to the driver whatever nobody uses; true if there was anything.
@@ -126,6 +159,16 @@ class Pool {
     std::vector<Block*> free;  // the last freed is the first used again: it is warm in the cache
     std::vector<std::unique_ptr<Slab>> slabs;
   };
+
+  void FreeLocked(Block* block) {
+    if (block->slab != nullptr) {
+      FreeSmall(block);
+      return;
+    }
+    kept_.push_back(block);
+    kept_bytes_ += block->size;
+    while (kept_bytes_ > keep_) DestroyKept(0);
+  }
 
   // Rounds up to 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, … granules: at most a quarter is lost.
   size_t ClassSize(size_t bytes) const {
@@ -192,17 +235,23 @@ class Pool {
                              [slab](const auto& each) { return each.get() == slab; }));
   }
 
+  // Takes the smallest block of some that holds the bytes and wastes little; null if there is none.
+  static Block* TakeFrom(std::vector<Block*>* from, size_t bytes) {
+    size_t best = from->size();
+    for (size_t i = 0; i < from->size(); ++i) {
+      const size_t has = (*from)[i]->size;
+      const bool fits = has >= bytes && (has - bytes <= has / 4 || has <= kPage);
+      if (fits && (best == from->size() || has <= (*from)[best]->size)) best = i;
+    }
+    if (best == from->size()) return nullptr;
+    Block* block = (*from)[best];
+    from->erase(from->begin() + static_cast<std::ptrdiff_t>(best));
+    return block;
+  }
+
   Block* TakeLarge(size_t bytes) {
     const size_t size = (bytes + kPage - 1) / kPage * kPage;
-    size_t best = kept_.size();
-    for (size_t i = 0; i < kept_.size(); ++i) {
-      const size_t has = kept_[i]->size;
-      const bool fits = has >= size && has - size <= size / 4;
-      if (fits && (best == kept_.size() || has <= kept_[best]->size)) best = i;
-    }
-    if (best < kept_.size()) {
-      Block* block = kept_[best];
-      kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(best));
+    if (Block* block = TakeFrom(&kept_, size)) {
       kept_bytes_ -= block->size;
       return block;
     }

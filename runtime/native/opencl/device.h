@@ -40,6 +40,9 @@ class Device final : public MemorySource {
   }
   Handle context() const { return context_; }
 
+  // Commands that the driver has accepted so far.
+  uint64_t submitted() const { return submitted_.load(std::memory_order_acquire); }
+
   // Hands the queue to `enqueue`: (queue) → Status, alone. Commands are enqueued nowhere else. A
   // command that finds no memory is tried once more after the pool has given back what it keeps.
   // `ticket` receives the command's number.

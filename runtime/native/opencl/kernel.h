@@ -12,6 +12,7 @@
 #include "../arguments.h"
 #include "device.h"
 #include "program.h"
+#include "recording.h"
 
 namespace bitfabric {
 namespace opencl {
@@ -51,6 +52,8 @@ class Kernel {
                                                all, work.threads, 0, nullptr, nullptr);
     });
     if (status != kSuccess) RaiseLaunch(status, device, &built, work);
+    if (Recording* const recording = Recording::Of(device))
+      recording->Add(BoundCopy(device, built, values), launch_.dimensions(), all, work.threads);
   }
 
  private:
@@ -84,6 +87,17 @@ class Kernel {
     }
     built->bound.resize(arguments_.size());
     built->ready.store(true, std::memory_order_release);
+  }
+
+  // Returns a kernel object of its own with all arguments set.
+  Handle BoundCopy(Device* device, const Built& built, const TVMFFIAny* values) {
+    Status status = kSuccess;
+    Built copy;
+    copy.bound.resize(arguments_.size());
+    copy.kernel = Api::Get().clCreateKernel(built.program, name_.c_str(), &status);
+    device->Check(status, [&] { return "clCreateKernel of " + name_; });
+    Bind(*device, &copy, values);
+    return copy.kernel;
   }
 
   void Bind(const Device& device, Built* built, const TVMFFIAny* values) {

@@ -78,15 +78,16 @@ inline ffi::Tensor View(const ffi::Tensor& tensor, int64_t byte_offset, const ff
   return ffi::Tensor::FromNDAlloc(ViewMemory(tensor, offset), shape, dtype, whole->device);
 }
 
-// Copies host memory to a part of a tensor and does not wait. The host memory must stay as it is
-// until the device's next synchronisation.
+// Copies host memory to a part of a tensor and does not wait. Up to 64 KiB are copied at once; more
+// must stay as it is until the device's next synchronisation.
 inline void Write(const ffi::Tensor& tensor, int64_t byte_offset, void* from, int64_t bytes) {
   const DLTensor* to = tensor.GetDLTensorPtr();
   const size_t place = PlaceIn(*to, byte_offset, bytes);
   if (bytes == 0) return;
   Devices::Get()
       .At(to->device.device_id)
-      .Write(*static_cast<const Block*>(to->data), place, from, static_cast<size_t>(bytes), true);
+      .Write(*static_cast<const Block*>(to->data), place, from, static_cast<size_t>(bytes),
+             static_cast<size_t>(bytes) > Staging<Handle>::kLargest);
 }
 
 // Fills a tensor with zero bytes and does not wait.
