@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, shape, when
-from .attention_tiles import Columns, Heads, rotate
+from .attention_heads import Columns, Heads, rotate
 from .attention_vectors import extract, matrix_of_vectors
 from .kernel import build, ceil_div, launch
 

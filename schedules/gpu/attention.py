@@ -9,9 +9,9 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind
+from .attention_heads import Heads, Operand
 from .attention_rows import PackedRows, Visible, is_static, key_blocks
 from .attention_softmax import QUERIES, Attention, keys_of_block
-from .attention_tiles import Heads, Operand
 from .attention_vectors import matrix_of_vectors
 from .kernel import build, ceil_div, launch
 
@@ -57,6 +57,6 @@ def _block(packed: PackedRows, thread: Expr, b: Expr, h: Expr, first: Expr, out:
         T.buffer_store(out, low, [place, column])
         T.buffer_store(out, high, [place, column + heads.half])
 
-    blocks = key_blocks(packed, b, first, QUERIES, keys)
-    mixture = attention.attend(*blocks, stage, visible.choose)
+    begin, end = key_blocks(packed, b, first, QUERIES, keys)
+    mixture = attention.attend(begin, end, stage, visible.choose)
     mixture.store(lambda row: first + row < packed.context, write)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, shape, static
-from .attention_tiles import Columns, Heads, RotatedColumns, Rows, rotate
+from .attention_heads import Columns, Heads, RotatedColumns, Rows, rotate
 from .attention_vectors import matrix_of_vectors
 from .kernel import elements, scratch
 
@@ -108,7 +108,9 @@ class Visible:
         return T.if_then_else(T.And(key <= i, key >= start), seen, T.float32(hidden))
 
 
-def key_blocks(packed: PackedRows, b: Expr, first: Expr, queries: int, keys: int) -> tuple:
+def key_blocks(
+    packed: PackedRows, b: Expr, first: Expr, queries: int, keys: int
+) -> tuple[Expr, Expr]:
     """Return the range of the blocks of keys that a block of queries sees a part of."""
     last = T.min(first + queries, packed.context)
     return bind(packed.starts[b, first] // keys), bind((last + (keys - 1)) // keys)

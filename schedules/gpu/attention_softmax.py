@@ -12,17 +12,8 @@ from collections.abc import Callable
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Expr, bind, when
-from .attention_tiles import (
-    LOG2_E,
-    MASKED,
-    Heads,
-    Mixture,
-    Operand,
-    Products,
-    Rows,
-    Weights,
-    first_fit,
-)
+from .attention_heads import LOG2_E, MASKED, Heads, Operand, Rows, first_fit
+from .attention_tiles import Mixture, Products, Weights
 from .attention_vectors import extract, held
 from .kernel import barrier, loop, registers, shared
 

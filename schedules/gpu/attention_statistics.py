@@ -7,7 +7,8 @@ from collections.abc import Callable
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Expr, bind, when
-from .attention_tiles import MASKED, Heads, Products
+from .attention_heads import MASKED, Heads
+from .attention_tiles import Products
 from .attention_vectors import held
 from .kernel import barrier, loop, registers, shared
 

@@ -19,20 +19,10 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, when
+from .attention_heads import LOG2_E, MASKED, Columns, Heads, first_fit, rotate, when_all
 from .attention_rows import PackedRows, Visible, is_static, key_blocks
 from .attention_statistics import RowStatistics
-from .attention_tiles import (
-    LOG2_E,
-    MASKED,
-    Columns,
-    Heads,
-    Mixture,
-    Products,
-    Weights,
-    first_fit,
-    rotate,
-    when_all,
-)
+from .attention_tiles import Mixture, Products, Weights
 from .attention_vectors import held, matrix_of_vectors, splat, zero
 from .kernel import barrier, build, ceil_div, elements, launch, loop, scratch
 

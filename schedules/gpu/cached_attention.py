@@ -18,8 +18,8 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, when
+from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows, when_all
 from .attention_softmax import QUERIES, Attention, keys_of_block
-from .attention_tiles import Columns, Heads, Operand, RotatedColumns, Rows, when_all
 from .attention_vectors import extract, held, view
 from .cached_token import Cache, Token
 from .kernel import Gpu, build, ceil_div, launch

@@ -16,7 +16,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, when
-from .attention_tiles import LOG2_E, MASKED, Heads, rotate
+from .attention_heads import LOG2_E, MASKED, Heads, rotate
 from .attention_vectors import extract, held, splat, vector_type, view, zero
 from .kernel import barrier, ceil_div, loop, registers, shared
 from .vectors import LANES, power_of_two

@@ -116,7 +116,15 @@ class Product:
         self.splits = split_count(self.steps, wanted)
 
     def work(self, finish: Finish) -> Work:
-        """Return the work that finishes the result; it needs `splits` to be one."""
+        """Return the work that finishes the result.
+
+        Raises
+        ------
+        ValueError
+            If there are several parts: their reduction finishes them.
+        """
+        if self.splits != 1:
+            raise ValueError(f"one work can't finish a product in {self.splits} parts")
         return self._work(lambda split: finish)
 
     def parts(self) -> Buffer:

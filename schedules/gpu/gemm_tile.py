@@ -88,14 +88,14 @@ def plan_tile(rows: Expr, columns: int, depth: Expr) -> Tile:
     A thread with 64 sums reads one vector of shared memory for 16 products, about what such memory
     can give while the processor multiplies; a thread with 128 sums leaves it a quarter of its time.
     """
-    few = static(rows) is not None and static(rows) <= 32
+    few = (static(rows) or 1 << 30) <= 32
     if columns <= 16:
         return Tile(32, 16, 2, 4) if few else Tile(64, 16, 4, 4)
     if columns <= 32:
         return Tile(32, 32, 4, 4) if few else Tile(64, 32, 8, 4)
-    large, deep = Tile(128, 64, 16, 8), static(depth)
-    if static(rows) is not None and deep is not None and -rows % large.rows < large.rows // 4:
-        tiles = ceil_div(rows, large.rows) * ceil_div(columns, large.columns)
+    large, high, deep = Tile(128, 64, 16, 8), static(rows), static(depth)
+    if high is not None and deep is not None and -high % large.rows < large.rows // 4:
+        tiles = ceil_div(high, large.rows) * ceil_div(columns, large.columns)
         if tiles * ceil_div(deep, large.step) >= 2 * GROUPS * LEAST_STEPS:
             return large
     return Tile(32, 64, 4, 8) if few else Tile(64, 64, 8, 8)

@@ -41,20 +41,18 @@ class Operand:
     unpack: Callable[[Expr, Expr, Expr], list[Expr]] = lambda fetched, outer, depth: [fetched]
 
 
-def row_major(buffer: Buffer, *prefix: Expr) -> Operand:
-    """Return the operand ``buffer[*prefix, outer, depth]`` of a float32 buffer."""
+def row_major(buffer: Buffer) -> Operand:
+    """Return the operand ``buffer[outer, depth]`` of a float32 buffer."""
     if _wide(buffer):
-        return Operand(lambda o, k: fours(buffer)[(*prefix, o, k // LANES)])
-    return Operand(lambda o, k: buffer[(*prefix, o, k)], width=1, dtype="float32")
+        return Operand(lambda o, k: fours(buffer)[o, k // LANES])
+    return Operand(lambda o, k: buffer[o, k], width=1, dtype="float32")
 
 
-def depth_major(buffer: Buffer, *prefix: Expr) -> Operand:
-    """Return the operand ``buffer[*prefix, depth, outer]`` of a float32 buffer."""
+def depth_major(buffer: Buffer) -> Operand:
+    """Return the operand ``buffer[depth, outer]`` of a float32 buffer."""
     if _wide(buffer):
-        return Operand(lambda o, k: fours(buffer)[(*prefix, k, o // LANES)], along_depth=False)
-    return Operand(
-        lambda o, k: buffer[(*prefix, k, o)], along_depth=False, width=1, dtype="float32"
-    )
+        return Operand(lambda o, k: fours(buffer)[k, o // LANES], along_depth=False)
+    return Operand(lambda o, k: buffer[k, o], along_depth=False, width=1, dtype="float32")
 
 
 def shifted(operand: Operand, outer: int = 0, depth: int = 0) -> Operand:

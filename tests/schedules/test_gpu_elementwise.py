@@ -15,7 +15,6 @@ from bitfabric.models.kernels import (
     embed,
     gated_activation,
     rms_norm,
-    rope_table,
     sum_squares,
 )
 from bitfabric.models.kernels.gated import gated_activation_vjp
@@ -185,22 +184,6 @@ def test_adamw_updates_all_four_buffers(target: Target, size: int) -> None:
     p = p - h[0] * h[4] * p - h[0] * (m / h[6]) / (np.sqrt(v / h[7]) + h[3])
     for result, expected in zip(actual, (p, m, v, np.zeros(size)), strict=False):
         _close(result, expected)
-
-
-@every_gpu
-@pytest.mark.parametrize(("head_dim", "theta"), [(128, 1e4), (6, 5e5)])
-def test_rotations_are_exact_far_out(target: Target, head_dim: int, theta: float) -> None:
-    positions, last = 100_001, tirx.Var("m", "int64")
-
-    def emit(bb: relax.BlockBuilder, like: relax.Var) -> relax.Var:
-        return rope_table(bb, last, head_dim, theta)
-
-    function = prim_func("rope_table", emit, [((last,), F32)])
-    (table,) = run(function, target, [], [(positions, head_dim)])
-    far = np.array([0, 1, 17, 99_999, 100_000])
-    angle = far[:, None] * theta ** (-2.0 * np.arange(head_dim // 2) / head_dim)
-    expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
-    np.testing.assert_allclose(table[far], expected, rtol=0, atol=5e-7)
 
 
 def _fused(emit: Emit, types: list[tuple[list, str]]) -> tvm.IRModule:

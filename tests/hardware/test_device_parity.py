@@ -1,0 +1,99 @@
+"""A device gives the processor's numbers: every pair of bundles that was brought is compared.
+
+Needs the runtime alone. ``FABRIC_HARDWARE_BUNDLES`` names the folder that `make_bundles.py` wrote.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bitfabric.runtime import Batch, Bundle, InferenceEngine, TrainingEngine, open_bundle
+
+FOLDER = os.environ.get("FABRIC_HARDWARE_BUNDLES", "")
+NAMES = sorted(path.name[: -len("-cpu.fabric")] for path in Path(FOLDER).glob("*-cpu.fabric"))
+
+pytestmark = pytest.mark.skipif(
+    not (FOLDER and NAMES), reason="FABRIC_HARDWARE_BUNDLES names no folder of bundles to compare"
+)
+
+
+@pytest.fixture(params=NAMES)
+def both(request: pytest.FixtureRequest) -> tuple[Bundle, Bundle]:
+    """Return one case, compiled for the processor and for the device."""
+    cpu, device = (
+        open_bundle(Path(FOLDER) / f"{request.param}-{kind}.fabric") for kind in ("cpu", "device")
+    )
+    return cpu, device
+
+
+def batch_of(bundle: Bundle) -> Batch:
+    """Return random rows of two documents, a fifth of the tokens without a label."""
+    generator = np.random.default_rng(3)
+    shape = (bundle.micro_batch, bundle.context)
+    tokens = generator.integers(0, bundle.config["vocab_size"], (2, *shape), np.int32)
+    labels = np.where(generator.random(shape) < 0.2, -100, tokens[1]).astype(np.int32)
+    starts = np.zeros(shape, np.int32)
+    starts[:, bundle.context // 3 :] = bundle.context // 3
+    return Batch(tokens[0], labels, starts)
+
+
+def adapter_of(engine: TrainingEngine) -> dict[str, np.ndarray]:
+    """Return random factors of the adapter's shapes, neither of them zero."""
+    generator = np.random.default_rng(4)
+    return {
+        name: (0.05 * generator.standard_normal(values.shape)).astype(np.float32)
+        for name, values in engine.adapter_tensors().items()
+    }
+
+
+def test_training(both: tuple[Bundle, Bundle]) -> None:
+    batch, found = batch_of(both[0]), []
+    for bundle in both:
+        engine = TrainingEngine(bundle)
+        engine.load_adapter_tensors(adapter_of(engine))
+        count = 1.0 / int((batch.labels >= 0).sum())
+        losses, gradients = [engine.evaluate(batch)], {}
+        for step in range(1, 5):
+            losses.append(engine.accumulate(batch, count, step))
+            gradients = gradients or engine.gradient_tensors()
+            losses.append(engine.update(learning_rate=1e-4, step=step, clip_norm=1.0))
+        found.append((losses, gradients))
+    (losses, gradients), (other_losses, other_gradients) = found
+    assert other_losses == pytest.approx(losses, rel=2e-4)
+    for name, gradient in gradients.items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(
+            other_gradients[name], gradient, rtol=1e-3, atol=1e-3 * scale, err_msg=name
+        )
+
+
+def test_logits(both: tuple[Bundle, Bundle]) -> None:
+    generator, found = np.random.default_rng(5), []
+    tokens = generator.integers(0, both[0].config["vocab_size"], 300)
+    for bundle in both:
+        engine = InferenceEngine(bundle, capacity=400)
+        rows = [*engine.score(tokens), *(engine.decode(int(t)).copy() for t in tokens[:40])]
+        pair = InferenceEngine(bundle, capacity=64, batch=2)
+        pair.prefill(tokens[:5], 0)
+        pair.prefill(tokens[5:25], 1)
+        rows += [row.copy() for _ in range(3) for row in pair.decode_batch([3, 4])]
+        found.append(np.stack(rows).astype(np.float64))
+    p, q = (rows - np.log(np.exp(rows).sum(axis=1, keepdims=True)) for rows in found)
+    assert (np.exp(p) * (p - q)).sum(axis=1).max() < 1e-6
+    assert (found[0].argmax(axis=1) == found[1].argmax(axis=1)).mean() >= 0.999
+
+
+def test_the_same_run_twice_is_the_same_bit_for_bit(both: tuple[Bundle, Bundle]) -> None:
+    batch, states = batch_of(both[1]), []
+    for _ in range(2):
+        engine = TrainingEngine(both[1])
+        engine.initialize_adapter(7)
+        for step in range(1, 6):
+            engine.accumulate(batch, 1e-2, step)
+            engine.update(learning_rate=1e-3, step=step, clip_norm=1.0)
+        states.append(engine.state())
+    for name, values in states[0].items():
+        np.testing.assert_array_equal(states[1][name], values)
