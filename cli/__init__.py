@@ -8,6 +8,7 @@ import click
 
 from .adapter import adapter_group
 from .compile import compile_command
+from .device import device_group
 from .devices import devices_command
 from .doctor import doctor_command
 from .estimate import estimate_command
@@ -64,6 +65,7 @@ for _command in (
     models_command,
     targets_command,
     devices_command,
+    device_group,
     doctor_command,
 ):
     main.add_command(_command)

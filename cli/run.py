@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from ..targets.opencl_device import DEVICE_VARIABLE
 from .common import command
 from .output import Output
 from .run_options import run_options
+
+if TYPE_CHECKING:
+    from .engines import Engines
 
 MODES = ("train", "evaluate", "prompt", "chat")
 
@@ -24,6 +27,7 @@ MODES = ("train", "evaluate", "prompt", "chat")
         "fabric run nano.fabric --eval valid.jsonl --adapter out/",
         r'fabric run nano.fabric --prompt "Q: Does it work?\nA:" --adapter out/',
         "fabric run nano.fabric --chat --temperature 0.7",
+        "fabric run phone.fabric --train train.jsonl --adapter out --device rpc://127.0.0.1:9190",
     ],
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -34,22 +38,33 @@ def run_command(output: Output, bundle: Path, seed: int | None, **values: Any) -
     BUNDLE is what `fabric compile` has written, or the module.so in it. Data is JSONL with a
     text, or a prompt and a completion, or messages on each line; or plain text.
     """
-    mode, device = _mode(values), values.pop("device")
-    if device is not None:
-        os.environ[DEVICE_VARIABLE] = device
+    mode, engines = _mode(values), _engines(output, values.pop("device"))
     if mode == "train":
         from .run_training import train
 
-        output.result(train(output, bundle, seed, values))
+        output.result(train(output, bundle, seed, values, engines))
     elif mode == "evaluate":
         from .run_training import evaluate
 
-        output.result(evaluate(output, bundle, values))
+        output.result(evaluate(output, bundle, values, engines))
     else:
         from .run_writing import chat, write
 
         work = chat if values["chat"] and values["prompt"] is None else write
-        output.result(work(output, bundle, seed, values))
+        output.result(work(output, bundle, seed, values, engines))
+
+
+def _engines(output: Output, device: str | None) -> Engines:
+    """Find out where to compute: here, on a device of this machine's, or on one elsewhere."""
+    from ..runtime.remote.address import is_remote
+    from .engines import LOCAL, remote_engines
+
+    named = device or os.environ.get(DEVICE_VARIABLE)
+    if named is not None and is_remote(named):
+        return remote_engines(output, named)
+    if device is not None:
+        os.environ[DEVICE_VARIABLE] = device
+    return LOCAL
 
 
 def _mode(values: dict[str, Any]) -> str:

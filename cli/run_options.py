@@ -45,7 +45,8 @@ _WORK = (
         "--device",
         default=None,
         metavar="NAME",
-        help="Which device, where the bundle is for one: opencl:1, or a part of its name.",
+        help="Which device, where the bundle is for one: opencl:1, or a part of its name; or one "
+        "that is elsewhere: rpc://HOST:PORT/KEY, see `fabric device serve`.",
     ),
 )
 

@@ -9,19 +9,20 @@ from typing import Any
 
 import click
 
-from ..runtime.bundle import open_bundle
 from ..runtime.checkpoint import find_checkpoint
 from ..runtime.config import TrainingConfig, make_config
-from ..runtime.engine import TrainingEngine
 from ..runtime.evaluate import evaluate_file
 from ..runtime.progress import open_reporter
 from ..runtime.trainer import TrainingResult
 from ..runtime.trainer import train as run_training
+from .engines import Engines
 from .output import Output
 from .progress import PhaseBar
 
 
-def train(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]) -> dict[str, Any]:
+def train(
+    output: Output, bundle: Path, seed: int | None, values: dict[str, Any], engines: Engines
+) -> dict[str, Any]:
     """Train an adapter as the options, the --config file and the defaults say.
 
     Returns
@@ -29,11 +30,11 @@ def train(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]
     dict
         The keys that `--train --json` promises.
     """
-    opened = open_bundle(bundle)
+    opened = engines.open_bundle(bundle)
     config = _config(seed, values)
     result = run_training(
         opened,
-        TrainingEngine,
+        engines.train,
         config,
         resume=values["resume"],
         reporter=open_reporter(output.stream),
@@ -81,7 +82,9 @@ def _memory(result: TrainingResult) -> str:
     return f"at most {result.device_memory_mib:.0f} MiB on the device and {process}"
 
 
-def evaluate(output: Output, bundle: Path, values: dict[str, Any]) -> dict[str, Any]:
+def evaluate(
+    output: Output, bundle: Path, values: dict[str, Any], engines: Engines
+) -> dict[str, Any]:
     """Measure the loss on a data file, with or without an adapter.
 
     Returns
@@ -91,11 +94,11 @@ def evaluate(output: Output, bundle: Path, values: dict[str, Any]) -> dict[str, 
     """
     if len(values["adapters"]) > 1:
         raise click.BadParameter("--eval measures one adapter.", param_hint="--adapter")
-    opened = open_bundle(bundle)
+    opened = engines.open_bundle(bundle)
     with PhaseBar(output) as bar:
         found = evaluate_file(
             opened,
-            TrainingEngine,
+            engines.train,
             values["evaluate"],
             adapter=next(iter(values["adapters"]), ""),
             loss_on=values["loss_on"] or "auto",

@@ -7,20 +7,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.bundle import Bundle
 from ..runtime.conversation import Conversation
 from ..runtime.generate import Generation, GenerationOptions, load_adapters
-from ..runtime.inference import InferenceEngine
 from ..runtime.memory import peak_memory_mib
+from ..runtime.protocols import Generates
 from ..runtime.sampling import SamplingOptions
 from ..runtime.tokenizer import load_tokenizer
+from .engines import Engines
 from .output import Output
 from .run_options import unescape
 
 FAREWELLS = ("/exit", "/quit", "exit", "quit")
 
 
-def write(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]) -> dict[str, Any]:
+def write(
+    output: Output, bundle: Path, seed: int | None, values: dict[str, Any], engines: Engines
+) -> dict[str, Any]:
     """Go on from --prompt, or with --chat answer it as one message.
 
     Returns
@@ -29,14 +32,14 @@ def write(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]
         The keys that `--prompt --json` promises, finished_by and peak_memory_mib.
     """
     prompt = unescape(values["prompt"])
-    opened = open_bundle(bundle)
+    opened = engines.open_bundle(bundle)
     options = _options(seed, values)
     if values["chat"]:
-        generation = _conversation(opened, options, values).ask(prompt)
+        generation = _conversation(opened, options, values, engines).ask(prompt)
     else:
         tokenizer = load_tokenizer(opened)
         tokens = tokenizer.encode_prompt(prompt)
-        generation = Generation(_engine(opened, values), tokenizer, tokens, options)
+        generation = Generation(_engine(opened, values, engines), tokenizer, tokens, options)
     _stream(output, generation)
     found = generation.result
     output.aside(
@@ -46,7 +49,9 @@ def write(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]
     return {**found.to_json(), "peak_memory_mib": peak_memory_mib()}
 
 
-def chat(output: Output, bundle: Path, seed: int | None, values: dict[str, Any]) -> dict[str, Any]:
+def chat(
+    output: Output, bundle: Path, seed: int | None, values: dict[str, Any], engines: Engines
+) -> dict[str, Any]:
     """Talk until the person has had enough: Ctrl-D, Ctrl-C or /exit.
 
     Returns
@@ -54,8 +59,8 @@ def chat(output: Output, bundle: Path, seed: int | None, values: dict[str, Any])
     dict
         messages (role and content) and tokens (written by the model).
     """
-    opened = open_bundle(bundle)
-    conversation = _conversation(opened, _options(seed, values), values)
+    opened = engines.open_bundle(bundle)
+    conversation = _conversation(opened, _options(seed, values), values, engines)
     if sys.stdin.isatty():
         # Gives the line that is typed a cursor and a history.
         with contextlib.suppress(ImportError):
@@ -88,18 +93,18 @@ def _question() -> str | None:
 
 
 def _conversation(
-    bundle: Bundle, options: GenerationOptions, values: dict[str, Any]
+    bundle: Bundle, options: GenerationOptions, values: dict[str, Any], engines: Engines
 ) -> Conversation:
     """Start a chat; a model without a chat template is refused before its weights are read."""
     tokenizer = load_tokenizer(bundle)
     tokenizer.end_of_turn()
-    return Conversation(_engine(bundle, values), tokenizer, options, values["system"])
+    return Conversation(_engine(bundle, values, engines), tokenizer, options, values["system"])
 
 
-def _engine(bundle: Bundle, values: dict[str, Any]) -> InferenceEngine:
+def _engine(bundle: Bundle, values: dict[str, Any], engines: Engines) -> Generates:
     """Open the model with all adapters that were named."""
     adapters = load_adapters(values["adapters"], bundle)
-    return InferenceEngine(bundle, adapters, capacity=values["capacity"])
+    return engines.write(bundle, adapters, values["capacity"])
 
 
 def _options(seed: int | None, values: dict[str, Any]) -> GenerationOptions:

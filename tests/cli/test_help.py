@@ -21,7 +21,7 @@ COMMANDS = sorted(main.commands)
 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
-        "adapter", "compile", "devices", "doctor", "estimate", "export", "inspect", "merge", "models",
+        "adapter", "compile", "device", "devices", "doctor", "estimate", "export", "inspect", "merge", "models",
         "quickstart", "run", "targets",
     ]  # fmt: skip
 
