@@ -8,7 +8,7 @@ chosen window is read. What is computed, and in which order, stays as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock
 
-from ..targets.windows import windows
+from ..schedules.gpu.vectors import LANES, four
+from ..targets.windows import item_bytes, windows
 from .device_code import flattened
 
 Expr = Any
@@ -53,12 +54,14 @@ class _View:
         return between(0, len(self.parts))
 
 
-def window_shapes(buffer: tirx.Buffer, limit: int) -> list[tuple[int, ...]] | None:
-    """Return the windows of a buffer, see :func:`windows`; None where it fits or is dynamic."""
-    extents = [e.value if isinstance(e, tirx.IntImm) else None for e in buffer.shape]
-    if None in extents:
-        return None
-    return windows([int(e) for e in extents], str(buffer.dtype), limit)
+def window_shapes(shape: Sequence[Any], dtype: str, limit: int) -> list[tuple[int, ...]] | None:
+    """Return a tensor's windows, see :func:`windows`; None where it fits or is not static."""
+    extents = [int(e.value) for e in shape if isinstance(e, tirx.IntImm)]
+    return windows(extents, dtype, limit) if len(extents) == len(shape) else None
+
+
+def _windows_of(buffer: tirx.Buffer, limit: int) -> list[tuple[int, ...]] | None:
+    return window_shapes(buffer.shape, str(buffer.dtype), limit)
 
 
 def split_kernel(function: tirx.PrimFunc, limit: int) -> tuple[tirx.PrimFunc, list[int]]:
@@ -78,7 +81,7 @@ def split_kernel(function: tirx.PrimFunc, limit: int) -> tuple[tirx.PrimFunc, li
         in their order, 1 for what is not split. The kernel is the same object where nothing,
         parameter or workspace, is above the limit.
     """
-    shapes = [window_shapes(parameter, limit) for parameter in function.params]
+    shapes = [_windows_of(parameter, limit) for parameter in function.params]
     if not any(shapes) and not _has_large_workspace(function, limit):
         return function, [1] * len(shapes)
     lowered = flattened(tvm.IRModule({"main": function}))["main"]
@@ -104,14 +107,16 @@ def _has_large_workspace(function: tirx.PrimFunc, limit: int) -> bool:
 
 
 def _is_large(buffer: tirx.Buffer, limit: int) -> bool:
-    return buffer.scope() in ("", "global") and window_shapes(buffer, limit) is not None
+    return buffer.scope() in ("", "global") and _windows_of(buffer, limit) is not None
 
 
 class _Splitter:
     """Rewrites the body of one flattened kernel."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._analyzer = limit, tvm.sym.Analyzer()
+        self._limit = limit
+        # What is known of names must not write their definitions out: memory may have changed.
+        self._plain, self._known = tvm.sym.Analyzer(), tvm.sym.Analyzer()
         self._views: dict[Any, _View] = {}
         self._roots: dict[Any, tuple[list[tirx.Buffer], int]] = {}
 
@@ -121,7 +126,7 @@ class _Splitter:
             tirx.decl_buffer(shape, buffer.dtype, f"{buffer.name}_{i}", scope=buffer.scope())
             for i, shape in enumerate(shapes)
         ]
-        self._roots[buffer] = parts, math.prod(shapes[0]) * _bytes(buffer)
+        self._roots[buffer] = parts, math.prod(shapes[0]) * item_bytes(str(buffer.dtype))
         return parts
 
     def rewrite(self, body: Stmt) -> Stmt:
@@ -150,7 +155,7 @@ class _Splitter:
     def _allocate(self, node: tirx.AllocBuffer, mutator: Any) -> Stmt:
         if not _is_large(node.buffer, self._limit):
             return mutator.default_mutate(node)
-        shapes = window_shapes(node.buffer, self._limit)
+        shapes = _windows_of(node.buffer, self._limit)
         assert shapes is not None
         parts = self.windows_of(node.buffer, shapes)
         # Flattened already, so nothing declares a view of one axis any more.
@@ -162,25 +167,22 @@ class _Splitter:
         if source not in self._roots:
             return mutator.default_mutate(node)
         roots, window_bytes = self._roots[source]
-        element = _bytes(node.buffer)
+        element = item_bytes(str(node.buffer.dtype))
         parts = []
         for i, root in enumerate(roots):
-            count = math.prod(int(extent) for extent in root.shape) * _bytes(root) // element
+            held = math.prod(int(e) for e in root.shape) * item_bytes(str(root.dtype))
             name, scope = f"{node.buffer.name}_{i}", node.buffer.scope()
-            parts.append(tirx.decl_buffer([count], node.buffer.dtype, name, scope=scope))
+            parts.append(tirx.decl_buffer([held // element], node.buffer.dtype, name, scope=scope))
         self._views[node.buffer] = _View(parts, window_bytes // element)
         self._roots[node.buffer] = parts, window_bytes
         return tirx.SeqStmt(
-            [
-                tirx.DeclBuffer(part, data=root.data)
-                for part, root in zip(parts, roots, strict=True)
-            ]
+            [tirx.DeclBuffer(part, data=root.data) for part, root in zip(parts, roots, strict=True)]
         )
 
     def _bind(self, node: tirx.Bind, mutator: Any) -> Stmt:
         new = mutator.default_mutate(node)
         if isinstance(node.var.ty, tvm.ir.PrimType) and str(node.var.ty.dtype) == "int32":
-            self._analyzer.bind(node.var, node.value)
+            self._known.bind(node.var, node.value)
         return new
 
     def _call(self, node: tvm.ir.Call, mutator: Any) -> Expr:
@@ -192,11 +194,13 @@ class _Splitter:
         view = self._views.get(node.source)
         if view is None:
             return mutator.default_mutate(node)
-        (index,) = (mutator.mutate(i) for i in node.indices)
+        index = self._index(node, mutator)
         scalar, lanes = self._first(index, view)
         if lanes:
             found = [self._read(view, index, index) for index in lanes]
-            return tirx.Shuffle(found, list(range(len(found))))
+            kind = tvm.DataType(str(node.ty.dtype))
+            assert kind.lanes == LANES, f"{node} may lie in two windows"
+            return four(found, str(kind.with_lanes(1)))
         return self._read(view, scalar, index)
 
     @staticmethod
@@ -211,8 +215,7 @@ class _Splitter:
         view = self._views.get(node.buffer)
         if view is None:
             return mutator.default_mutate(node)
-        (index,) = (mutator.mutate(i) for i in node.indices)
-        value = mutator.mutate(node.value)
+        index, value = self._index(node, mutator), mutator.mutate(node.value)
         # Computed once, before anyone asks which window takes it.
         name = tirx.Var("value", value.ty)
         scalar, lanes = self._first(index, view)
@@ -231,30 +234,30 @@ class _Splitter:
             tirx.IfThenElse,
         )
 
+    def _index(self, access: Any, mutator: Any) -> Expr:
+        """Return the index of an access, that of a vector as one ramp."""
+        (index,) = (mutator.mutate(index) for index in access.indices)
+        return self._plain.simplify(index) if "x" in str(index.ty.dtype) else index
+
     def _first(self, index: Expr, view: _View) -> tuple[Expr, list[Expr]]:
         """Return the index that decides the window of an access.
 
         Where lanes may lie in several windows there is no such one: then the index of each lane.
         """
         if not isinstance(index, tirx.Ramp):
+            assert "x" not in str(index.ty.dtype), f"lanes of {index} are in no order"
             return index, []
         count, stride = int(index.lanes), index.stride
         adjacent = isinstance(stride, tirx.IntImm) and int(stride) == 1
         if adjacent and view.step % count == 0:
-            known = self._analyzer.modular_set(index.base)
-            if known.coeff % count == 0 and known.base % count == 0:
+            base = self._known.modular_set(index.base)
+            if base.coeff % count == 0 and base.base % count == 0:
                 return index.base, []
         return None, [index.base + stride * lane for lane in range(count)]
 
 
 def _is_data(node: Any) -> bool:
     return isinstance(node, tvm.ir.Call) and getattr(node.op, "name", "") == DATA
-
-
-def _bytes(buffer: tirx.Buffer) -> int:
-    """Return the bytes of an element, all lanes of it."""
-    kind = tvm.DataType(str(buffer.dtype))
-    return max(kind.bits * kind.lanes // 8, 1)
 
 
 def _shifted(index: Expr, first: int) -> Expr:

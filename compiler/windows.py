@@ -16,11 +16,10 @@ from tvm import relax, tirx
 
 from ..models.lora import AdapterLayout
 from ..targets import FabricError, Target
-from ..targets.windows import windows
-from .windowed_kernel import split_kernel
+from .windowed_kernel import split_kernel, window_shapes
 
 MIB = 1 << 20
-Expr = relax.Expr
+Expr = Any
 
 
 def check_adapter(layout: AdapterLayout, target: Target) -> None:
@@ -125,10 +124,7 @@ class _Splitter:
         """Return the types of a tensor's windows; None where it is not split."""
         if not isinstance(ty, relax.TensorType) or ty.shape is None:
             return None
-        extents = [e.value if isinstance(e, tirx.IntImm) else None for e in ty.shape]
-        if None in extents:
-            return None
-        shapes = windows([int(e) for e in extents], str(ty.dtype), self._limit)
+        shapes = window_shapes(ty.shape, str(ty.dtype), self._limit)
         return shapes and [relax.TensorType(shape, str(ty.dtype)) for shape in shapes]
 
     def _type(self, ty: tvm.ir.Type) -> tvm.ir.Type:

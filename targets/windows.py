@@ -17,9 +17,9 @@ VECTOR_BYTES, VECTOR_LANES = 64, 16
 
 
 def item_bytes(dtype: str) -> int:
-    """Return the bytes of an element of a scalar type, such as ``"float16"``."""
-    bits = re.search(r"\d+$", dtype)
-    return -(-int(bits[0]) // 8) if bits else 1
+    """Return the bytes of an element of a type, such as ``"float16"``, ``"int8x4"``, ``"bool"``."""
+    found = re.search(r"(\d+)(?:x(\d+))?$", dtype)
+    return -(-int(found[1]) // 8) * int(found[2] or 1) if found else 1
 
 
 def windows(shape: Sequence[int], dtype: str, limit: int) -> list[tuple[int, ...]] | None:

@@ -152,11 +152,11 @@ class Attention:
         return self.mixture
 
 
-def keys_of_block(heads: Heads, beside: int = 0) -> int:
-    """Return the keys of a block for a work-group that uses `beside` bytes for something else."""
+def keys_of_block(heads: Heads) -> int:
+    """Return the keys of a block, as many as shared memory holds beside the queries."""
 
     def size(keys: int) -> int:
         rows = (QUERIES + 2 * keys) * heads.row_bytes
-        return rows + 2 * Weights.bytes(QUERIES, keys) + 4 * QUERIES + beside
+        return rows + 2 * Weights.bytes(QUERIES, keys) + 4 * QUERIES
 
     return int(first_fit(KEYS, size, heads.shared_bytes)[0])

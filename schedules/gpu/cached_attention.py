@@ -1,9 +1,10 @@
 """Attention of new tokens over the cache of keys and values.
 
 A token is the work of a work-group for each head, see :class:`Token`. Where the number of tokens is
-not known, tokens are taken in blocks. If the tokens of a block are of one sequence, as in a prompt,
-the first work-group of the block streams the keys and values past all of them, and the others have
-nothing to do.
+not known, there are two launches. In the first, a work-group has a block of tokens and streams the
+keys and values past all of them, if they are of one sequence, as in a prompt. In the second, each
+token of the other blocks is by itself. A work-group without work takes one turn of its loops and
+stores nothing: barriers must not be under a branch, nor in a loop without turns (PoCL 3.1).
 
 The capacity of the cache must be a multiple of 4, so that a vector of keys ends inside it.
 """
@@ -18,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, when
-from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows, when_all
+from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows
 from .attention_softmax import QUERIES, Attention, keys_of_block
 from .attention_vectors import extract, held, view
 from .cached_token import Cache, Token
@@ -61,17 +62,25 @@ def _each(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
 
 
 def _blocks(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
-    """Launch the work-groups of blocks of tokens."""
+    """Launch the blocks of tokens of one sequence, then the tokens of other blocks."""
     cache = Cache(heads, arguments)
-    grid = [heads.heads, ceil_div(cache.tokens, QUERIES), QUERIES]
-    with launch(grid, [heads.threads]) as (h, block, member, thread):
+    blocks = ceil_div(cache.tokens, QUERIES)
+    with launch([heads.heads, blocks], [heads.threads]) as (h, block, thread):
         first = bind(block * QUERIES)
-        token, tile = Token(heads, cache, thread), _Block(heads, cache, thread, first)
-        together = tile.of_one_sequence()
-        t = bind(first + member)
-        alone = T.And(T.Not(together), t < cache.tokens)
-        when_all(T.And(together, member == 0), lambda: tile.attend(h))
-        when_all(alone, lambda: token.attend(t, h))
+        _Block(heads, cache, thread, first).attend(h, _of_one_sequence(cache, first))
+    with launch([heads.heads, cache.tokens], [heads.threads]) as (h, t, thread):
+        token = Token(heads, cache, thread)
+        token.attend(t, h, _of_one_sequence(cache, bind(t // QUERIES * QUERIES)) == 0)
+
+
+def _of_one_sequence(cache: Cache, first: Expr) -> Expr:
+    """Return 1 where a block's tokens are of one sequence and worth taking together, else 0."""
+    # A product, since a chain of conditions would be as many branches.
+    same = T.cast(first + FEW <= cache.tokens, "int32")
+    for row in range(1, QUERIES):
+        token = T.min(first + row, cache.tokens - 1)
+        same = same * T.cast(cache.sequence[token] == cache.sequence[first], "int32")
+    return held(same)
 
 
 class _CachedKeys(Rows):
@@ -111,7 +120,7 @@ class _Block:
 
     def __init__(self, heads: Heads, cache: Cache, thread: Expr, first: Expr) -> None:
         self.heads, self.cache, self.first = heads, cache, first
-        keys = keys_of_block(heads, beside=Token.bytes(heads))
+        keys = keys_of_block(heads)
         self.count = keys
         self.query = Rows(heads, thread, QUERIES, cache.tokens)
         self.key = _CachedKeys(heads, thread, keys, cache)
@@ -121,18 +130,8 @@ class _Block:
     def _token(self, row: Expr) -> Expr:
         return T.min(self.first + row, self.cache.tokens - 1)
 
-    def of_one_sequence(self) -> Expr:
-        """Return whether the tokens are of one sequence, and worth taking together."""
-        sequence = self.cache.sequence
-        # A product, since a chain of conditions would be as many branches around the barriers.
-        same = T.cast(self.first + FEW <= self.cache.tokens, "int32")
-        for row in range(1, QUERIES):
-            equal = sequence[self._token(row)] == sequence[self.first]
-            same = same * T.cast(equal, "int32")
-        return held(same) == 1
-
-    def attend(self, h: Expr) -> None:
-        """Emit the attention of head h of the tokens."""
+    def attend(self, h: Expr, wanted: Expr) -> None:
+        """Emit the attention of head h of the tokens, where `wanted` is not 0."""
         heads, cache = self.heads, self.cache
         s, kv = bind(cache.sequence[self.first]), bind(h // heads.group)
         last = cache.position[self.first]
@@ -156,11 +155,13 @@ class _Block:
         def choose(i: int, key: Expr, score: Expr, hidden: float) -> Expr:
             return T.if_then_else(key <= places[i], score, T.float32(hidden))
 
-        mixture = self.attention.attend(0, last // self.count + 1, stage, choose)
+        turns = T.if_then_else(wanted != 0, last // self.count + 1, 1)
+        mixture = self.attention.attend(0, held(turns), stage, choose)
 
         def write(row: Expr, v: Expr, low: Expr, high: Expr) -> None:
             token, column = bind(self.first + row), bind(h * heads.vectors + v)
             T.buffer_store(cache.out, low, [token, column])
             T.buffer_store(cache.out, high, [token, column + heads.half])
 
-        mixture.store(lambda row: self.first + row < cache.tokens, write)
+        exists = T.if_then_else(wanted != 0, cache.tokens, 0)
+        mixture.store(lambda row: self.first + row < exists, write)

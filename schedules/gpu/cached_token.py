@@ -81,8 +81,8 @@ class Token:
         vectors = heads.threads * 4 * (LANES + heads.lanes)
         return vectors + 4 * _padded(heads) + 8 * _shares(heads)[3]
 
-    def attend(self, t: Expr, h: Expr) -> None:
-        """Emit the attention of head h of token t."""
+    def attend(self, t: Expr, h: Expr, wanted: Expr = True) -> None:
+        """Emit the attention of head h of token t, where it is wanted."""
         heads, cache = self.heads, self.cache
         s, self.last = bind(cache.sequence[t]), bind(cache.position[t])
         self.s, self.kv = s, bind(h // heads.group)
@@ -94,9 +94,15 @@ class Token:
         T.buffer_store(self.sum, T.float32(0.0), [0])
         barrier()
         chunk = self.groups * LANES
-        with loop(self.last // chunk + 1) as index:
+        turns, writers = self.last // chunk + 1, heads.vectors
+        if wanted is not True:
+            turns, writers = (
+                held(T.if_then_else(wanted, turns, 1)),
+                held(T.if_then_else(wanted, writers, 0)),
+            )
+        with loop(turns) as index:
             self._chunk(bind(index * self.groups))
-        self._finish(t, h)
+        self._finish(t, h, writers)
 
     def _rotate_query(self, t: Expr, h: Expr) -> None:
         """Emit the rotated and scaled query, and zeros up to whole slices."""
@@ -189,8 +195,8 @@ class Token:
         T.buffer_store(self.mixture, mixture, [0])
         T.buffer_store(self.top, top, [0])
 
-    def _finish(self, t: Expr, h: Expr) -> None:
-        """Emit the sum over the strips and its store."""
+    def _finish(self, t: Expr, h: Expr, writers: Expr) -> None:
+        """Emit the sum over the strips and its store by the first `writers` threads."""
         heads = self.heads
         T.buffer_store(self.mixtures, self.mixture[0], [self.thread])
 
@@ -217,7 +223,7 @@ class Token:
         def factor_of(value: Expr) -> Expr:
             return splat(value, heads.lanes)
 
-        when(self.thread < heads.vectors, add)
+        when(self.thread < writers, add)
 
 
 def _shares(heads: Heads) -> tuple[int, int, int, int]:

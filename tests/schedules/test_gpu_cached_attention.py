@@ -81,6 +81,12 @@ def test_append_and_attend(target: Target, case: str) -> None:
 
 
 @every_gpu
+@pytest.mark.parametrize(("case", "head_dim"), [("prefill", 16), ("prefill", 32), ("mixed", 16)])
+def test_narrow_heads(target: Target, case: str, head_dim: int) -> None:
+    _check(target, case, AttentionShape(4, 2, head_dim))
+
+
+@every_gpu
 @pytest.mark.parametrize("case", ["long", "prefill", "batch"])
 def test_wide_heads(target: Target, case: str) -> None:
     _check(target, case, AttentionShape(2, 1, 128))

@@ -10,14 +10,22 @@ from bitfabric.targets.windows import item_bytes, windows
 from hypothesis import given
 from hypothesis import strategies as st
 
-DTYPES = {"int8": 1, "bool": 1, "float16": 2, "int32": 4, "float32": 4, "float64": 8}
+DTYPES = {
+    "int8": 1,
+    "bool": 1,
+    "float16": 2,
+    "int32": 4,
+    "float32": 4,
+    "float64": 8,
+    "float32x4": 16,
+}
 MIB = 1 << 20
 
 
 @given(
     shape=st.lists(st.integers(1, 400), min_size=1, max_size=3),
     dtype=st.sampled_from(sorted(DTYPES)),
-    limit=st.integers(128, 1 << 15),
+    limit=st.integers(256, 1 << 15),
 )
 def test_windows_cover_the_tensor(shape: list[int], dtype: str, limit: int) -> None:
     size, total = DTYPES[dtype], math.prod(shape)
