@@ -115,7 +115,7 @@ def open_bundle(path: str | Path, foreign: bool = False) -> Bundle:
         _check_files(folder, manifest)
         _check_weights(folder, manifest)
         if not foreign:
-            _check_target(folder, manifest)
+            check_target(folder, manifest)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(
             f"{folder / MANIFEST} does not describe a bundle: {error!r}.",
@@ -194,7 +194,14 @@ def _check_weights(folder: Path, manifest: dict[str, Any]) -> None:
                 raise ValueError(f"{spec['name']} lies outside {entry['file']}")
 
 
-def _check_target(folder: Path, manifest: dict[str, Any]) -> None:
+def check_target(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a bundle whose code this machine's processor does not run.
+
+    Raises
+    ------
+    BundleError
+        If it was made for another kind of processor or system.
+    """
     target, here = manifest["target"], host_cpu()
     triple, name = target["host"], target["name"]
     # What a device lacks is told when it is opened; a processor is known here.

@@ -119,7 +119,7 @@ class Machine:
 
     def __getitem__(self, name: str) -> Any:
         """Return a function of the module."""
-        return self._executable[name]
+        return self.memory.guarded(self._executable[name])
 
     def bind(self, name: str, arguments: list[Any]) -> Any:
         """Return a function of no arguments: `name` with tensors and lists of them bound."""

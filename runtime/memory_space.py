@@ -78,6 +78,10 @@ class MemorySpace(Protocol):
         """Wait for everything that functions were asked to compute."""
         ...
 
+    def guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function whose failures on a device are sentences for people."""
+        ...
+
     def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """Return a call of a function whose arguments, sizes and results stay in their places."""
         ...
@@ -132,12 +136,17 @@ class HostMemory:
         """Allocate a float32 tensor, zeros as it happens."""
         return tvm_ffi.from_dlpack(aligned(shape))
 
-    def read(self, tensor: Tensor) -> np.ndarray:
+    def read(self, tensor: Windows) -> np.ndarray:
         """Return an array over a tensor's memory."""
+        assert not isinstance(tensor, list), "the processor's tensors are never split"
         return np.from_dlpack(tensor)
 
     def wait(self) -> None:
         """Return at once: the processor has finished when a function returns."""
+
+    def guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function."""
+        return function
 
     def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """Return the function."""
@@ -188,9 +197,10 @@ class DeviceMemory:
     def __init__(self, kind: str, index: int, limit: int = sys.maxsize) -> None:
         self._device = tvm_ffi.Device(kind, index)
         self._index, self._kind, self.limit = index, kind, limit
-        self._allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-        self._from_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
-        self._to_bytes = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+        self._allocate, self._from_bytes, self._to_bytes = (
+            self.guarded(tvm_ffi.get_global_func(f"runtime.TVMTensor{name}"))
+            for name in ("AllocWithScope", "CopyFromBytes", "CopyToBytes")
+        )
         self.view = tvm_ffi.get_global_func(f"bitfabric.{kind}.view")
         self._write = tvm_ffi.get_global_func(f"bitfabric.{kind}.write")
         self._clear = tvm_ffi.get_global_func(f"bitfabric.{kind}.clear")
@@ -212,12 +222,8 @@ class DeviceMemory:
                 f"{self.limit / MIB:,.1f} MiB at once.",
                 "Ask for fewer tokens or fewer sequences at once, or use adapters of less rank.",
             )
-        try:
-            return self._allocate(
-                tvm_ffi.Shape(tuple(shape)), tvm_ffi.dtype(dtype), self._device, None
-            )
-        except RuntimeError as error:
-            raise device_error(error) from error
+        extents, kind = tvm_ffi.Shape(tuple(shape)), tvm_ffi.dtype(dtype)
+        return self._allocate(extents, kind, self._device, None)
 
     def constant(self, array: np.ndarray) -> Windows:
         """Copy an array to the device: as a tensor, or as its windows where it is large."""
@@ -266,9 +272,20 @@ class DeviceMemory:
         """Wait for the device to finish."""
         self.read(self._probe)
 
+    def guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that raises `FabricError` where the device fails."""
+
+        def call(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except RuntimeError as error:
+                raise device_error(error) from error
+
+        return call
+
     def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """Return a call that, from its third time on, launches its recorded kernels alone."""
-        return _Repeated(function, self._recorder)
+        return self.guarded(_Repeated(function, self._recorder))
 
     def peak_mib(self) -> float:
         """Return the most memory of the device held at once by this process, MiB."""
@@ -288,12 +305,6 @@ class _Repeated:
         self._calls, self._result = 0, None
 
     def __call__(self) -> Any:
-        try:
-            return self._called()
-        except RuntimeError as error:
-            raise device_error(error) from error
-
-    def _called(self) -> Any:
         self._calls += 1
         if self._replay is not None:
             self._replay()

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...targets import FabricError
 from ...targets.manifest import MANIFEST, SCHEMA, digest
-from ..bundle import Bundle, BundleError, _check_target, open_bundle
+from ..bundle import Bundle, BundleError, check_target, open_bundle
 from ..device import chosen_device
 from ..files import sync_folder, write_error
 
@@ -163,7 +163,7 @@ class BundleStore:
     def _refuse_foreign(self, manifest: dict[str, Any]) -> None:
         """Refuse a bundle that this processor, or the device beside it, can't run."""
         name = Path(str(manifest["model"]["name"]))
-        _check_target(name, manifest)
+        check_target(name, manifest)
         if manifest["target"]["device"] != "cpu":
             chosen_device(Bundle(name, manifest))
 

@@ -11,13 +11,15 @@ static int fault(const char* name) {
   return value == NULL ? 0 : atoi(value);
 }
 
-/* FAULT_LAUNCH_ONCE: the first launch fails with this status. FAULT_LAUNCH: all do. */
+/* FAULT_LAUNCH_ONCE: the first launch fails with this status. FAULT_LAUNCH: all do, or all after
+   the first FAULT_LAUNCH_AFTER. */
 int clEnqueueNDRangeKernel(void* queue, void* kernel, unsigned dimensions, const size_t* offset,
                            const size_t* all, const size_t* group, unsigned waits,
                            const void* list, void* event) {
   static int launches = 0;
-  if (fault("FAULT_LAUNCH")) return fault("FAULT_LAUNCH");
-  if (fault("FAULT_LAUNCH_ONCE") && launches++ == 0) return fault("FAULT_LAUNCH_ONCE");
+  const int before = launches++;
+  if (fault("FAULT_LAUNCH") && before >= fault("FAULT_LAUNCH_AFTER")) return fault("FAULT_LAUNCH");
+  if (fault("FAULT_LAUNCH_ONCE") && before == 0) return fault("FAULT_LAUNCH_ONCE");
   int (*real)(void*, void*, unsigned, const size_t*, const size_t*, const size_t*, unsigned,
               const void*, void*) = dlsym(RTLD_NEXT, "clEnqueueNDRangeKernel");
   return real(queue, kernel, dimensions, offset, all, group, waits, list, event);
