@@ -1,4 +1,4 @@
-"""Compile the pairs of bundles that the tests here compare, to be sent to a machine with a GPU.
+"""Compile the bundles that the tests here compare, to be sent to a machine with a GPU.
 
 Run as ``python tests/hardware/make_bundles.py FOLDER [--target opencl-nvidia] [--cpu cpu-avx2]``;
 there, with the runtime alone: ``FABRIC_HARDWARE_BUNDLES=FOLDER python -m pytest --noconftest
@@ -37,7 +37,7 @@ WIDE = ModelConfig(
 
 
 def main() -> None:
-    """Compile every case for the processor and for the device."""
+    """Compile every case for two kinds of processor and for the device."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", default="opencl-nvidia")
@@ -55,7 +55,8 @@ def main() -> None:
         "nano": (open_model("nano"), CompileOptions(context=128)),
     }
     for name, (model, options) in cases.items():
-        for kind, target in (("cpu", arguments.cpu), ("device", arguments.target)):
+        kinds = {"cpu": arguments.cpu, "other": "cpu-x86-64", "device": arguments.target}
+        for kind, target in kinds.items():
             path = arguments.folder / f"{name}-{kind}.fabric"
             compile_model(model, get_target(target), options, path)
             print(path)

@@ -1,4 +1,8 @@
-"""A device gives the processor's numbers: every pair of bundles that was brought is compared.
+"""A device gives the processor's numbers: the bundles that were brought are compared.
+
+An activation that lies on the border of two 8-bit codes falls to either side with the last bit of a
+float32, so two instruction sets of one processor differ as well. What they differ by is the measure
+for the device where it is above float32's own error.
 
 Needs the runtime alone. ``FABRIC_HARDWARE_BUNDLES`` names the folder that `make_bundles.py` wrote.
 """
@@ -73,21 +77,35 @@ def test_training(both: tuple[Bundle, Bundle]) -> None:
         )
 
 
-def test_logits(both: tuple[Bundle, Bundle]) -> None:
-    generator, found = np.random.default_rng(5), []
-    tokens = generator.integers(0, both[0].config["vocab_size"], 300)
-    for bundle in both:
-        engine = InferenceEngine(bundle, capacity=400)
-        rows = [*engine.score(tokens), *(engine.decode(int(t)).copy() for t in tokens[:40])]
-        pair = InferenceEngine(bundle, capacity=64, batch=2)
-        pair.prefill(tokens[:5], 0)
-        pair.prefill(tokens[5:25], 1)
-        rows += [row.copy() for _ in range(3) for row in pair.decode_batch([3, 4])]
-        found.append(np.stack(rows).astype(np.float64))
-    p, q = (rows - np.log(np.exp(rows).sum(axis=1, keepdims=True)) for rows in found)
-    assert (np.exp(p) * (p - q)).sum(axis=1).mean() < 1e-6
-    agree = found[0].argmax(axis=1) == found[1].argmax(axis=1)
-    assert agree.mean() >= 0.999
+def test_logits(both: tuple[Bundle, Bundle], request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.params["both"]
+    other = open_bundle(Path(FOLDER) / f"{name}-other.fabric")
+    here, there, elsewhere = (log_probabilities(b) for b in (*both, other))
+    assert divergence(here, there) < max(1e-6, 2.0 * divergence(here, elsewhere))
+    assert agreement(here, there) >= min(0.999, agreement(here, elsewhere) - 0.01)
+
+
+def log_probabilities(bundle: Bundle) -> np.ndarray:
+    """Return what a prompt, tokens one by one, and batched tokens give, float64."""
+    engine = InferenceEngine(bundle, capacity=400)
+    tokens = np.random.default_rng(5).integers(0, bundle.config["vocab_size"], 300)
+    rows = [*engine.score(tokens), *(engine.decode(int(t)).copy() for t in tokens[:40])]
+    pair = InferenceEngine(bundle, capacity=64, batch=2)
+    pair.prefill(tokens[:5], 0)
+    pair.prefill(tokens[5:25], 1)
+    rows += [row.copy() for _ in range(3) for row in pair.decode_batch([3, 4])]
+    logits = np.stack(rows).astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """Return the mean Kullback-Leibler divergence of q from p."""
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def agreement(p: np.ndarray, q: np.ndarray) -> float:
+    """Return the share of rows with the same most likely token."""
+    return float((p.argmax(axis=1) == q.argmax(axis=1)).mean())
 
 
 def test_the_same_run_twice_is_the_same_bit_for_bit(both: tuple[Bundle, Bundle]) -> None:
