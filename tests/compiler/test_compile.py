@@ -91,7 +91,7 @@ def test_another_machines_target_needs_a_linker_for_it(monkeypatch: pytest.Monke
     with pytest.raises(FabricError, match=f"no linker for {other.name}"):
         link.linker(other)
     monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: object())
-    assert link.linker(other)[-2:] == ["-target", host_triple(other)]
+    assert "ziglang" in link.linker(other)
 
 
 @pytest.mark.parametrize(
