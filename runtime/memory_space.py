@@ -285,7 +285,7 @@ class DeviceMemory:
 
     def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """Return a call that, from its third time on, launches its recorded kernels alone."""
-        return self.guarded(_Repeated(function, self._recorder))
+        return _Repeated(function, self._recorder)
 
     def peak_mib(self) -> float:
         """Return the most memory of the device held at once by this process, MiB."""
@@ -301,13 +301,19 @@ class _Repeated:
 
     def __init__(self, function: Callable[[], Any], recorder: Callable[..., Any]) -> None:
         self._function, self._recorder = function, recorder
-        self._replay: Callable[[], None] | None = None
+        self._replay: Callable[[bool], str] | None = None
         self._calls, self._result = 0, None
 
     def __call__(self) -> Any:
+        try:
+            return self._called()
+        except RuntimeError as error:
+            raise device_error(error) from error
+
+    def _called(self) -> Any:
         self._calls += 1
         if self._replay is not None:
-            self._replay()
+            self._replay(False)
         elif self._calls == 2:
             self._replay = self._recorder(self._function, self._take)
         else:
@@ -316,6 +322,16 @@ class _Repeated:
 
     def _take(self, result: Any) -> None:
         self._result = result
+
+    def times(self) -> list[tuple[str, float]]:
+        """Call the function; return each launch's kernel and its seconds on the device.
+
+        Empty where the function could not be recorded.
+        """
+        for _ in range(2):
+            self()
+        found = json.loads(self._replay(True)) if self._replay is not None else []
+        return [(name, 1e-9 * nanoseconds) for name, nanoseconds in found]
 
 
 def device_error(error: Exception) -> FabricError:

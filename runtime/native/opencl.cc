@@ -43,7 +43,8 @@ ffi::String Programs() {
 }
 
 // Calls a function and records its launches. Returns a function that launches them again, which
-// stands for a call with the same arguments; null where the call did more than launch kernels.
+// stands for a call with the same arguments, and given true returns their times as JSON; null where
+// the call did more than launch kernels.
 ffi::Optional<ffi::Function> Record(const std::shared_ptr<RecordedMemory>& memory,
                                     const ffi::Function& function, const ffi::Function& taken) {
   auto recording = std::make_shared<Recording>(memory);
@@ -55,7 +56,11 @@ ffi::Optional<ffi::Function> Record(const std::shared_ptr<RecordedMemory>& memor
     throw;
   }
   if (!recording->End()) return std::nullopt;
-  return ffi::Function::FromTyped([recording]() { recording->Replay(); });
+  return ffi::Function::FromTyped([recording](bool timed) {
+    if (timed) return ffi::String(recording->Profile());
+    recording->Replay();
+    return ffi::String();
+  });
 }
 
 // Returns a function (function, taken) → replay or null: `taken` is called with the result of the

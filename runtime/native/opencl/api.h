@@ -72,7 +72,7 @@ enum : UInt {
   kKernelGroupSize = 0x11B0,
   kEventStatus = 0x11D3,
   kRegion = 0x1220,
-  kProfilingEnd = 0x1283,
+  kProfilingStart = 0x1282, kProfilingEnd = 0x1283,
 };
 
 struct Region {

@@ -53,7 +53,7 @@ class Kernel {
     });
     if (status != kSuccess) RaiseLaunch(status, device, &built, work);
     if (Recording* const recording = Recording::Of(device))
-      recording->Add(BoundCopy(device, built, values), launch_.dimensions(), all, work.threads);
+      recording->Add(name_, BoundCopy(device, built, values), launch_.dimensions(), all, work.threads);
   }
 
  private:
