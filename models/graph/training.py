@@ -251,8 +251,9 @@ def add_steps(
         for index in reversed(range(config.num_layers)):
             adjoints = step.call("layer_vjp", [states[index], *step.layer_arguments(index), dx])
             dx = bb.emit(relax.TupleGetItem(adjoints, 0))
-            for i, total in enumerate(step.factors(step.gradients, index), start=1):
-                totals.append(accumulate(bb, total, bb.emit(relax.TupleGetItem(adjoints, i))))
+            sums = step.factors(step.gradients, index)
+            terms = [bb.emit(relax.TupleGetItem(adjoints, i + 1)) for i in range(len(sums))]
+            totals.append(accumulate(bb, sums, terms))
         bb.emit_func_output(relax.Tuple([loss, *totals]))
     _add_update(bb, config.num_layers, adapter_layout(config, lora).size)
 

@@ -23,20 +23,38 @@ HYPERPARAMETERS = (
 """Order of the ``(8,)`` float32 argument of :func:`adamw`; ``correction_i = 1 - beta_i^step``."""
 
 
-def accumulate(bb: relax.BlockBuilder, total: relax.Expr, term: relax.Expr) -> relax.Var:
-    """Emit ``total += term``, float32 of one shape of any rank, in place."""
+def accumulate(
+    bb: relax.BlockBuilder, totals: Sequence[relax.Expr], terms: Sequence[relax.Expr]
+) -> relax.Var:
+    """Emit ``total += term`` for each of several, float32 of any shapes, in place.
 
-    shape = [int(extent) for extent in total.ty.shape]
+    Parameters
+    ----------
+    bb : relax.BlockBuilder
+        The builder of the surrounding function.
+    totals, terms : sequence of relax.Expr
+        As many of either, of the same shapes in order.
+
+    Returns
+    -------
+    relax.Var
+        The tuple of the totals; where there is one only, that.
+    """
+    shapes = [[int(extent) for extent in total.ty.shape] for total in totals]
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
-        destination = T.arg("total", T.buffer(shape, "float32"))
-        source = T.arg("term", T.buffer(shape, "float32"))
-        with T.grid(*shape) as loops:
-            indices = [loops] if isinstance(loops, tirx.Var) else list(loops)
-            with T.sblock("accumulate"):
-                axes = [T.axis.spatial(n, i) for n, i in zip(shape, indices, strict=True)]
-                at = tuple(axes)
-                T.buffer_store(destination, destination[at] + source[at], list(at))
-    return emit_inplace(bb, "accumulate", builder.get(), [total, term], [0])
+        destinations, sources = (
+            [T.arg(f"{name}{i}", T.buffer(shape, "float32")) for i, shape in enumerate(shapes)]
+            for name in ("total", "term")
+        )
+        for destination, source, shape in zip(destinations, sources, shapes, strict=True):
+            with T.grid(*shape) as loops:
+                indices = [loops] if isinstance(loops, tirx.Var) else list(loops)
+                with T.sblock("accumulate"):
+                    axes = [T.axis.spatial(n, i) for n, i in zip(shape, indices, strict=True)]
+                    at = tuple(axes)
+                    T.buffer_store(destination, destination[at] + source[at], list(at))
+    places = list(range(len(totals)))
+    return emit_inplace(bb, "accumulate", builder.get(), [*totals, *terms], places)
 
 
 def sum_squares(bb: relax.BlockBuilder, gradient: relax.Expr) -> relax.Var:

@@ -232,9 +232,7 @@ class OnnxCheckpoint(Checkpoint):
             ) from error
         config = replace(config, **{name: getattr(declared, name) for name in _UNSEEN})
         if different := [
-            name
-            for name, value in config.to_dict().items()
-            if value != declared.to_dict()[name]
+            name for name, value in config.to_dict().items() if value != declared.to_dict()[name]
         ]:
             raise CheckpointError(
                 f"The graph of {self._graph.path} contradicts its description in "

@@ -91,9 +91,7 @@ class Matrix(ABC):
         return TernaryWeight(codes if scale > 0 else -codes, abs(scale))
 
 
-def _ternarise(
-    values: Array, node: Node, asymmetric: bool
-) -> tuple[npt.NDArray[np.int8], float]:
+def _ternarise(values: Array, node: Node, asymmetric: bool) -> tuple[npt.NDArray[np.int8], float]:
     """Split numbers [N, K] into signs and one magnitude."""
     if not values.any():
         raise CheckpointError(f"The weight of {node} is zero throughout.", export_again)

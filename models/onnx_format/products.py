@@ -260,9 +260,7 @@ class Products:
         if matrix is None:
             return None
         fixed = node.input(2) in self._constants
-        return _Operands(
-            node.input(0), matrix, Factor(), zero=self._zero(node, 2) if fixed else 0
-        )
+        return _Operands(node.input(0), matrix, Factor(), zero=self._zero(node, 2) if fixed else 0)
 
     def _integer_to_float(self, node: Node) -> _Operands | None:
         matrix = self._dense(node, 1, True, self._zero(node, 5))

@@ -42,9 +42,7 @@ def rotary_theta(
     found = None
     for node in nodes:
         for tensor in node.inputs:
-            frequencies = (
-                _frequencies(constants, tensor, half) if tensor in constants else None
-            )
+            frequencies = _frequencies(constants, tensor, half) if tensor in constants else None
             if frequencies is not None:
                 found = frequencies
                 break
@@ -74,9 +72,7 @@ def _refuse_pairs(constants: Constants, nodes: list[Node]) -> None:
             )
 
 
-def _frequencies(
-    constants: Constants, tensor: str, half: int
-) -> npt.NDArray[np.float64] | None:
+def _frequencies(constants: Constants, tensor: str, half: int) -> npt.NDArray[np.float64] | None:
     """Give the frequencies that a constant holds: half a head of numbers falling from one."""
     shape = constants.shape(tensor)
     if max(shape, default=0) not in (half, 2 * half) or np.prod(shape) != max(shape):

@@ -62,9 +62,7 @@ class Recognizer:
         self.graph, self.constants = graph, Constants(graph)
         self.norms = Norms(graph, self.constants)
         self.products = Products(graph, self.constants)
-        self.attentions = Attentions(
-            graph, self.constants, self.products, self.norms.by_output
-        )
+        self.attentions = Attentions(graph, self.constants, self.products, self.norms.by_output)
         self._by_source: dict[str, list[Product]] = {}
         for product in self.products.found:
             source = self.products.moved(product.source)

@@ -19,12 +19,15 @@ CHUNK = 8192
 def accumulate(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
-    """Lay out ``total += term``, of any rank, in place."""
+    """Lay out ``total += term`` of several tensors, of any rank, in place."""
     lanes = Isa(target).lanes
 
     def body(*parameters: Buffer) -> None:
-        total, term = (flat(parameter) for parameter in parameters)
+        half = len(parameters) // 2
+        for pair in zip(parameters[:half], parameters[half:], strict=True):
+            one(*(flat(parameter) for parameter in pair))
 
+    def one(total: Buffer, term: Buffer) -> None:
         def chunk(_: Expr, first: Expr, count: Expr) -> None:
             def add(i: Expr, n: int) -> None:
                 at = first + i

@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..ternary import TILE, Segment, aligned, by_segment, segments
-from ..tir import Buffer, Expr, bind, lanes_of, shape, splat
+from ..tir import Buffer, Expr, bind, lanes_of, shape, splat, static
 from .gemm import Finish, Product, store_vector
 from .gemm_tile import Tile, split_count
 from .kernel import Gpu, build, ceil_div, scratch
@@ -45,16 +45,18 @@ def tiles(
     gpu, scale = Gpu(target), float(parameters["lora_scale"])
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
-        main = _straight_through(gpu, parts, dy, packed, scales)
         if len(rest) == 1:
-            _without_adapter(main, rest[0])
+            _without_adapter(_straight_through(gpu, parts, dy, packed, scales), rest[0])
             return
         separate = len(rest) == 7
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
         dx, da, db, *through = rest[3:] if separate else rest[2:]
         lora = _Lora(gpu, parts, scale, dy, lora_input, a, b)
+        thin = lora.thin_works()
+        groups = [static(work.groups) or 0 for work in thin]
+        main = _straight_through(gpu, parts, dy, packed, scales, beside=sum(groups))
         sums = main.parts()
-        launch_works([*lora.thin_works(), main.partial_work(main.keep(sums))])
+        launch_works([*thin, main.partial_work(main.keep(sums))])
         if separate:
             to_input = [main.reduction(sums, _store(dx)), lora.through(through[0])]
         else:
@@ -79,7 +81,12 @@ def _store(buffer: Buffer, first: int = 0) -> Finish:
 
 
 def _straight_through(
-    gpu: Gpu, parts: list[Segment], dy: Buffer, packed: Buffer, scales: Buffer
+    gpu: Gpu,
+    parts: list[Segment],
+    dy: Buffer,
+    packed: Buffer,
+    scales: Buffer,
+    beside: int = 0,
 ) -> Product:
     """Return the product ``(dy scale) W``."""
     tokens, rows = shape(dy)
@@ -99,7 +106,8 @@ def _straight_through(
         dtype="int32",
         unpack=lambda word, k, n: [_weights(word, group) for group in range(TILE // LANES)],
     )
-    return Product(gpu, tokens, shape(packed)[1] * TILE, rows, left, right)
+    columns = shape(packed)[1] * TILE
+    return Product(gpu, tokens, columns, rows, left, right, beside=beside)
 
 
 def _weights(word: Expr, group: int) -> Expr:

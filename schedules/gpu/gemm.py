@@ -87,6 +87,8 @@ class Product:
         Into how many parts to cut the depth; by default as many as fill the processor.
     tile : Tile, optional
         The tile of a work-group, by default chosen from the sizes.
+    beside : int
+        Work-groups of other works in the launch.
 
     Attributes
     ----------
@@ -104,6 +106,7 @@ class Product:
         right: Operand,
         splits: int | None = None,
         tile: Tile | None = None,
+        beside: int = 0,
     ) -> None:
         self.gpu, self.left, self.right = gpu, left, right
         self.rows, self.columns, self.depth = rows, columns, depth
@@ -111,7 +114,7 @@ class Product:
         self.tile = tile or planned
         self.tiles = (ceil_div(rows, self.tile.rows), ceil_div(columns, self.tile.columns))
         self.steps = ceil_div(depth, self.tile.step)
-        wanted = splits or plan_splits(self.tiles, self.steps)
+        wanted = splits or plan_splits(self.tiles, self.steps, beside)
         self.per_split = ceil_div(self.steps, wanted)
         self.splits = split_count(self.steps, wanted)
 

@@ -109,7 +109,7 @@ def plan_direct(left: Operand, right: Operand) -> Tile:
     return Tile(8 * high, 8 * wide, high, wide, step, apart=False)
 
 
-def plan_splits(tiles: tuple[Expr, Expr], steps: Expr) -> int:
+def plan_splits(tiles: tuple[Expr, Expr], steps: Expr, beside: int = 0) -> int:
     """Choose into how many parts to cut the depth; 1 where a size is symbolic.
 
     Parameters
@@ -118,11 +118,15 @@ def plan_splits(tiles: tuple[Expr, Expr], steps: Expr) -> int:
         Tiles down and across.
     steps : PrimExpr or int
         Steps of the depth.
+    beside : int
+        Work-groups of other works in the launch: one that does not find room at once starts when
+        the others end, and the launch takes twice as long.
     """
     down, across, deep = (static(size) for size in (*tiles, steps))
     if down is None or across is None or deep is None:
         return 1
-    return max(1, min(round(GROUPS / (down * across)), deep // LEAST_STEPS))
+    room = round(GROUPS / (down * across)) if not beside else (GROUPS - beside) // (down * across)
+    return max(1, min(room, deep // LEAST_STEPS))
 
 
 def split_count(steps: Expr, wanted: int) -> int:

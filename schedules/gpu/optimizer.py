@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, shape, static, when
-from .elements import constant, flat, load, over_flat, splat, store
+from .elements import constant, flat, load, over_flat, splat, store, threads
 from .kernel import Gpu, build, ceil_div, launch, registers, scratch, strided
 from .reduction import Reduction
 from .vectors import LANES, lane
@@ -30,16 +31,26 @@ def _is_static(function: tirx.PrimFunc) -> bool:
 def accumulate(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
-    """Lay out ``total += term``, of any rank, in place."""
+    """Lay out ``total += term`` of several tensors, of any rank, in place, as one launch."""
     gpu = Gpu(target)
 
     def body(*parameters: Buffer) -> None:
-        total, term = (flat(parameter) for parameter in parameters)
+        tensors = [flat(parameter) for parameter in parameters]
+        half, count = len(tensors) // 2, threads(gpu)
+        sizes = [shape(total)[0] for total in tensors[:half]]
+        widths = [LANES if size % LANES == 0 else 1 for size in sizes]
+        items = [size // width for size, width in zip(sizes, widths, strict=True)]
+        ends = list(itertools.accumulate(ceil_div(n, count) for n in items))
+        with launch([ends[-1]], [count]) as (block, thread):
+            for i, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+                item = bind((block - begin) * count + thread)
 
-        def add(i: Expr, lanes: int) -> None:
-            store(total, load(total, i, lanes=lanes) + load(term, i, lanes=lanes), i)
+                def add(i: int = i, item: Expr = item) -> None:
+                    at, lanes = item * widths[i], widths[i]
+                    total, term = tensors[i], tensors[half + i]
+                    store(total, load(total, at, lanes=lanes) + load(term, at, lanes=lanes), at)
 
-        over_flat(gpu, shape(total)[0], add)
+                when(tirx.all(block >= begin, block < end, item < items[i]), add)
 
     return build(function, body) if _is_static(function) else None
 

@@ -14,7 +14,7 @@ from .helpers import fabric, fabric_json
 
 def test_compile(compiled: dict[str, Any], bundle: Path) -> None:
     assert set(compiled) == {
-        "bundle", "module", "model", "target", "parameters", "seconds", "size_mib",
+        "bundle", "module", "model", "target", "parameters", "seconds", "size_mib", "notes",
     }  # fmt: skip
     assert Path(compiled["module"]) == bundle / "module.so"
     assert Path(compiled["module"]).is_file()
@@ -31,7 +31,7 @@ def test_training(bundle: Path, data: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert set(found) == {
         "steps", "tokens", "tokens_per_s", "train_loss", "eval_loss_before", "eval_loss",
-        "peak_memory_mib", "adapter",
+        "peak_memory_mib", "device_memory_mib", "adapter",
     }  # fmt: skip
     assert found["steps"] == 2
     assert 0 < found["tokens"] <= 128

@@ -141,7 +141,7 @@ def test_a_training_lowers_the_loss_and_promises_its_keys(
     adapter, result = trained
     assert set(result) >= {
         *("steps", "tokens", "tokens_per_s", "train_loss", "eval_loss_before"),
-        *("eval_loss", "peak_memory_mib", "adapter"),
+        *("eval_loss", "peak_memory_mib", "device_memory_mib", "adapter"),
     }
     assert result["steps"] == 40
     assert result["eval_loss"] < 0.8 * result["eval_loss_before"]

@@ -35,6 +35,7 @@ KEYS = [
     "eval_loss_before",
     "eval_loss",
     "peak_memory_mib",
+    "device_memory_mib",
     "adapter",
 ]
 

@@ -148,10 +148,27 @@ def _hash(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint32(16))
 
 
+def pairwise(bb: relax.BlockBuilder, *arguments: relax.Var) -> relax.Var:
+    half = len(arguments) // 2
+    return accumulate(bb, arguments[:half], arguments[half:])
+
+
+@every_target
+def test_several_tensors_are_accumulated_at_once(target: Target) -> None:
+    shapes = [(3, 4, 16), (7, 9), (1000,), (1,)]
+    function = prim_func("accumulate", pairwise, [(shape, F32) for shape in shapes] * 2)
+    generator = np.random.default_rng(6)
+    arrays = [generator.standard_normal(shape).astype(F32) for shape in shapes * 2]
+    found = run(function, target, arrays)
+    for total, term, after in zip(arrays[:4], arrays[4:], found[:4], strict=True):
+        np.testing.assert_array_equal(after, total + term)
+
+
+
 @every_target
 @pytest.mark.parametrize("shape", [(100,), (8192 * 9 + 5,), (3, 7, 11)])
 def test_accumulate_changes_the_first_argument(target: Target, shape: tuple[int, ...]) -> None:
-    function = prim_func("accumulate", accumulate, [(shape, F32)] * 2)
+    function = prim_func("accumulate", pairwise, [(shape, F32)] * 2)
     total, term = _normal(0, *shape), _normal(1, *shape)
     after, untouched = run(function, target, [total, term])
     np.testing.assert_array_equal(after, total + term)

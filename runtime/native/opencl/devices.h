@@ -1,6 +1,7 @@
 // All devices of all OpenCL platforms, in an order that stays.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -52,6 +53,8 @@ class Devices {
     cl.clGetPlatformIDs(0, nullptr, &count);
     std::vector<Handle> platforms(count);
     if (count != 0) cl.clGetPlatformIDs(count, platforms.data(), nullptr);
+    // Registered after what the drivers registered when they were loaded, so it runs before that.
+    std::atexit(Api::Retire);
     std::vector<std::pair<Handle, Handle>> by_rank[3];
     for (Handle platform : platforms) {
       for (Handle device : DevicesOf(platform)) {
