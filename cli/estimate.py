@@ -62,7 +62,10 @@ def estimate_command(
         if inference
         else f"One micro-batch of {options.micro_batch} x {options.context} tokens"
     )
-    output.say(f"{step} takes about [bold]{_duration(found.step_seconds)}[/].")
+    if found.step_seconds is None:
+        output.say("How fast a device is can only be measured on it.")
+    else:
+        output.say(f"{step} takes about [bold]{_duration(found.step_seconds)}[/].")
     output.result(
         {
             "peak_memory_mib": found.peak_memory_mib,

@@ -49,9 +49,11 @@ class Estimate:
     Attributes
     ----------
     peak_memory_mib : float
-        Largest resident size of the process, with the mapped weight files, MiB.
-    step_seconds : float
-        One micro-batch of training, or one token of inference.
+        Largest resident size of the process, with the mapped weight files, MiB; of a device's
+        target the largest memory of the device.
+    step_seconds : float or None
+        One micro-batch of training, or one token of inference; None for a device, whose speed this
+        machine does not tell.
     parameters : int
         Parameters of the model.
     rows : list of (str, float)
@@ -59,7 +61,7 @@ class Estimate:
     """
 
     peak_memory_mib: float
-    step_seconds: float
+    step_seconds: float | None
     parameters: int
     rows: list[tuple[str, float]]
 
@@ -92,12 +94,14 @@ def estimate(
         The prediction.
     """
     rows = _training_rows(config, target, options) if train else _inference_rows(config, options)
-    rows = [("Python and TVM's runtime", PROCESS_MIB[train]), *rows]
-    speed = calibration or calibrate(target)
-    seconds = _training_seconds if train else _token_seconds
+    seconds = None
+    if target.family == "cpu":
+        rows = [("Python and TVM's runtime", PROCESS_MIB[train]), *rows]
+        predict = _training_seconds if train else _token_seconds
+        seconds = predict(config, options, calibration or calibrate(target))
     return Estimate(
         peak_memory_mib=sum(mib for _, mib in rows),
-        step_seconds=seconds(config, options, speed),
+        step_seconds=seconds,
         parameters=config.parameters,
         rows=rows,
     )

@@ -38,6 +38,13 @@ def test_peak_memory_of_125m_is_within_a_tenth(work: str, tmp_path: Path) -> Non
     )
 
 
+def test_a_device_has_memory_and_no_time() -> None:
+    config = open_model("random:125M").config
+    found = estimate(config, get_target("adreno"), OPTIONS)
+    assert found.step_seconds is None
+    assert 70 < found.peak_memory_mib < predicted("random:125M").peak_memory_mib
+
+
 def test_no_code_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an estimate generates no code")
