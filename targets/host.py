@@ -18,7 +18,7 @@ def host_triple(target: Target) -> str:
 
 def this_host() -> str:
     """Return this machine's triple."""
-    system = {"darwin": "macos", "win32": "windows-gnu"}.get(sys.platform, "linux-gnu")
+    system = {"darwin": "apple-macos", "win32": "windows-gnu"}.get(sys.platform, "linux-gnu")
     return f"{machine()}-{system}"
 
 

@@ -51,7 +51,10 @@ def test_a_backend_is_built_on_first_need_and_found_again(not_installed: Path) -
     assert backend_status("opencl")["library"] == status["library"]
     # A library of other sources is as good as none.
     library = Path(status["library"])
-    library.write_bytes(library.read_bytes().replace(b"build key: ", b"build key! "))
+    altered = library.read_bytes().replace(b"build key: ", b"build key! ")
+    # This process runs the old file: it must stay whole until the process ends.
+    library.unlink()
+    library.write_bytes(altered)
     assert backend_status("opencl")["library"] is None
 
 

@@ -206,16 +206,19 @@ print(json.dumps([isinstance(held, str), attempt(2 << 20), memory()["reserved"]]
 
 
 @pytest.mark.parametrize("status", [-2, -5, -36])
-def test_a_device_that_is_lost(faulty: str, status: int) -> None:
+def test_a_device_that_is_lost(faulty: str, status: int, tmp_path: Path) -> None:
     script = (
         LAUNCH
-        + f"""
+        + """
 scale(module["scale"], y, y, 1.0, 3, 8)
-os.environ["FAULT_FINISH"] = "{status}"
+open(os.environ["FAULT_WHEN"], "w").close()
 print(json.dumps(attempt(sync)))
 """
     )
-    message = in_process(script, FABRIC_OPENCL_LIB=faulty)
+    when = str(tmp_path / "now")
+    message = in_process(
+        script, FABRIC_OPENCL_LIB=faulty, FAULT_FINISH=str(status), FAULT_WHEN=when
+    )
     assert message.startswith("OpenCL device lost: Waiting for device 0")
     assert f"({status})" in message
 
