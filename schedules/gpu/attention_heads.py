@@ -16,8 +16,9 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, when
-from .attention_vectors import held, vector_type
+from .attention_vectors import vector_type
 from .kernel import Gpu, ceil_div, loop, shared
+from .vectors import held
 
 MASKED = -1e30
 """Score of a key that a query does not see."""

@@ -14,8 +14,9 @@ from tvm.tirx.script.builder import ir as T
 from ..tir import Expr, bind, when
 from .attention_heads import LOG2_E, MASKED, Heads, Operand, Rows, first_fit
 from .attention_tiles import Mixture, Products, Weights
-from .attention_vectors import extract, held
+from .attention_vectors import extract
 from .kernel import barrier, loop, registers, shared
+from .vectors import held
 
 QUERIES = 16
 """Queries of a work-group: few, since a single short row has to keep a whole device busy."""

@@ -9,8 +9,8 @@ from tvm.tirx.script.builder import ir as T
 from ..tir import Expr, bind, when
 from .attention_heads import MASKED, Heads
 from .attention_tiles import Products
-from .attention_vectors import held
 from .kernel import barrier, loop, registers, shared
+from .vectors import held
 
 
 class RowStatistics:

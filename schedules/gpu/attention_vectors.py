@@ -12,7 +12,6 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr
-from .kernel import registers
 
 
 def vector_type(lanes: int) -> str:
@@ -46,17 +45,6 @@ def total(vector: Expr, lanes: int) -> Expr:
     while len(parts) > 1:
         parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
-
-
-def held(value: Expr) -> Expr:
-    """Return a scalar as it is in a register.
-
-    Simplification writes a name's value out again wherever the value reads no memory. What takes
-    a while to compute, or a branch, and is needed more than once, should be held.
-    """
-    register = registers([1], str(value.ty.dtype))
-    T.buffer_store(register, value, [0])
-    return register[0]
 
 
 def splat(value: Expr, lanes: int) -> Expr:

@@ -23,8 +23,9 @@ from .attention_heads import LOG2_E, MASKED, Columns, Heads, first_fit, rotate, 
 from .attention_rows import PackedRows, Visible, is_static, key_blocks
 from .attention_statistics import RowStatistics
 from .attention_tiles import Mixture, Products, Weights
-from .attention_vectors import held, matrix_of_vectors, splat, zero
+from .attention_vectors import matrix_of_vectors, splat, zero
 from .kernel import barrier, build, ceil_div, elements, launch, loop, scratch
+from .vectors import held
 
 BLOCK = 16
 """Queries, or keys, of a work-group."""

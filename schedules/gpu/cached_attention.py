@@ -21,10 +21,10 @@ from ...targets import Target
 from ..tir import Buffer, Expr, bind, when
 from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows
 from .attention_softmax import QUERIES, Attention, keys_of_block
-from .attention_vectors import extract, held, view
+from .attention_vectors import extract, view
 from .cached_token import Cache, Token
 from .kernel import Gpu, build, ceil_div, launch
-from .vectors import LANES
+from .vectors import LANES, held
 
 FEW = 4
 """Fewer tokens than this of a block are computed one by one."""

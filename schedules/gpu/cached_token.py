@@ -17,9 +17,9 @@ from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, when
 from .attention_heads import LOG2_E, MASKED, Heads, rotate
-from .attention_vectors import extract, held, splat, vector_type, view, zero
+from .attention_vectors import extract, splat, vector_type, view, zero
 from .kernel import barrier, ceil_div, loop, registers, shared
-from .vectors import LANES, power_of_two
+from .vectors import LANES, held, power_of_two
 
 SLICE = 16
 """Elements of a head that a thread multiplies, all of whose keys it loads at once."""

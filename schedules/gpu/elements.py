@@ -8,9 +8,9 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..tir import Buffer, Expr, bind, branch, lanes_of, shape, static
+from ..tir import Buffer, Expr, bind, branch, lanes_of, static
 from .kernel import Gpu, ceil_div, elements, loop
-from .vectors import LANES
+from .vectors import LANES, fours
 
 THREADS = 128
 """Threads of a work-group that shares nothing; small enough to spread a few rows over a device."""
@@ -25,7 +25,7 @@ def load(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
     """Return the element at `index`, or the four from there on; the place is a multiple of four."""
     *outer, last = index
     place = (*outer, last // LANES)
-    return buffer[index] if lanes == 1 else _fours(buffer)[place]
+    return buffer[index] if lanes == 1 else fours(buffer)[place]
 
 
 def store(buffer: Buffer, value: Expr, *index: Expr) -> None:
@@ -34,15 +34,7 @@ def store(buffer: Buffer, value: Expr, *index: Expr) -> None:
     if lanes_of(value) == 1:
         T.buffer_store(buffer, value, list(index))
     else:
-        T.buffer_store(_fours(buffer), value, [*outer, last // LANES])
-
-
-def _fours(buffer: Buffer) -> Buffer:
-    """Return a tensor seen as vectors of four; of a flat one of any size, as many as are whole."""
-    *outer, last = shape(buffer)
-    return T.decl_buffer(
-        [*outer, last // LANES], f"{buffer.dtype}x{LANES}", data=buffer.data, scope=buffer.scope()
-    )
+        T.buffer_store(fours(buffer), value, [*outer, last // LANES])
 
 
 def constant(value: float, lanes: int) -> Expr:

@@ -9,7 +9,8 @@ reads. A typical rule::
         def body(x, y):
             rows, columns = shape(x)
             with launch([rows], [gpu.threads]) as (row, thread):
-                total = block_sum(gpu.threads, thread, partial)
+                sums = Reduction(gpu.threads, thread)
+                sums.put([partial])
                 ...
 
         return build(function, body)
@@ -138,49 +139,6 @@ def ceil_div(size: Expr, step: int) -> Expr:
 def dot4(left: Expr, right: Expr, total: Expr) -> Expr:
     """Return `total` plus the four products of the signed bytes of two int32 words."""
     return T.call_pure_extern("int32", DOT, left, right, total)
-
-
-def block_reduce(
-    threads: int, thread: Expr, value: Expr, combine: Callable[[Expr, Expr], Expr]
-) -> Expr:
-    """Combine a value of each thread of a work-group; every thread gets the result.
-
-    The order is a fixed tree, so the result depends on nothing but the values.
-
-    Parameters
-    ----------
-    threads : int
-        Threads of the work-group, a power of two.
-    thread : PrimExpr
-        The thread's index.
-    value : PrimExpr
-        A scalar.
-    combine : callable
-        The operation, commutative.
-
-    Returns
-    -------
-    PrimExpr
-        The scalar, of the dtype of `value`.
-    """
-    values = shared([threads], str(value.ty.dtype))
-    T.buffer_store(values, value, [thread])
-    barrier()
-    half = threads // 2
-    while half:
-        with T.If(thread < half), T.Then():
-            T.buffer_store(values, combine(values[thread], values[thread + half]), [thread])
-        barrier()
-        half //= 2
-    result = bind(values[0])
-    # The next reduction may take the same memory.
-    barrier()
-    return result
-
-
-def block_sum(threads: int, thread: Expr, value: Expr) -> Expr:
-    """Return the sum of a value over a work-group, see :func:`block_reduce`."""
-    return block_reduce(threads, thread, value, lambda a, b: a + b)
 
 
 def elements(count: Expr, threads: int, body: Callable[[Expr], None]) -> None:

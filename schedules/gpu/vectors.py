@@ -39,7 +39,8 @@ def four(values: list[Expr], dtype: str = "float32") -> Expr:
 def held(value: Expr) -> Expr:
     """Return a value kept in a register of its own, inside a launch.
 
-    Unlike a bound one, whose definition is written out anew wherever it is used.
+    Simplification writes a bound value out again wherever it reads no memory. What takes a while to
+    compute, or a branch, and is needed more than once, should be held.
     """
     register = registers([1], str(value.ty.dtype))
     T.buffer_store(register, value, [0])
