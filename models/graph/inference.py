@@ -1,26 +1,28 @@
 """The inference side: new tokens over a key and value cache, the whole model in one function.
 
 ``prefill`` takes any number of tokens of any sequences; ``decode`` is the same function for one
-token, so that its kernels are specialised for it.
+token, with kernels of its own: few, since each costs more to start than to run.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm import relax, tirx
 
 from ..config import ModelConfig
-from ..kernels import cached_attention, logits, rope_table
+from ..kernels import cached_attention, decode_attention, logits, rope_table
 from ..lora import LoraOptions, linear_groups
 from .layer import (
     Dimension,
     Ends,
     HeadFormat,
-    LoraUse,
     attention_shape,
     decoder_layer,
     layer_tensors,
     tuple_items,
 )
+from .projections import FusedProjections, LoraUse, Projections
 
 
 def add_inference(
@@ -55,6 +57,8 @@ def _add(
     lora: LoraOptions,
     head: HeadFormat,
 ) -> None:
+    projections = FusedProjections if count == 1 else Projections
+    attention = decode_attention if count == 1 else cached_attention
     capacity, sequences = tirx.Var("m", "int64"), tirx.Var("b", "int64")
     specs, ends, heads = layer_tensors(config), Ends(config, head), attention_shape(config)
     adapter_type, factor_names = _adapter_type(config, lora)
@@ -90,14 +94,13 @@ def _add(
                 use = LoraUse(
                     lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0
                 )
+                project = projections(bb, config, weights, use)
+                place = (sequence, position, rope, stored["keys"], stored["values"], heads)
 
-                def attend(qkv: relax.Var, stored: dict[str, relax.Expr] = stored) -> relax.Var:
-                    keys, values = stored["keys"], stored["values"]
-                    return cached_attention(bb, qkv, sequence, position, rope, keys, values, heads)[
-                        0
-                    ]
+                def attend(qkv: relax.Var, place: tuple[Any, ...] = place) -> relax.Var:
+                    return attention(bb, qkv, *place)[0]
 
-                x = decoder_layer(bb, config, x, weights, use, attend)
+                x = decoder_layer(project, x, attend)
             chosen = bb.emit(relax.op.take(x, select, axis=0, mode="clip")) if count != 1 else x
             out = bb.emit_output(logits(bb, ends.normalised(bb, chosen), *ends.head))
         bb.emit_func_output(out)

@@ -8,20 +8,12 @@ from dataclasses import dataclass
 from tvm import relax, tirx
 
 from ..config import ModelConfig
-from ..kernels import (
-    AttentionShape,
-    LinearGroup,
-    bitlinear,
-    dropout,
-    embed,
-    gated_activation,
-    rms_norm,
-)
+from ..kernels import AttentionShape, LinearGroup, embed, rms_norm
 from ..lora import linear_groups
 from ..packing import packed_shape
+from .projections import Projections
 
 Dimension = int | tirx.Var
-Factors = tuple[relax.Expr, relax.Expr]
 Attention = Callable[[relax.Var], relax.Var]
 
 
@@ -94,39 +86,15 @@ def head_tensors(config: ModelConfig, head: HeadFormat) -> list[TensorSpec]:
     return specs if config.tied_head else specs + head.tensors("head", *size)
 
 
-@dataclass(frozen=True)
-class LoraUse:
-    """How a layer applies its adapters: the factors by group, the scale, and dropout's seed."""
-
-    modules: tuple[str, ...]
-    factors: dict[str, Factors]
-    scale: float
-    dropout: float = 0.0
-    seed: relax.Expr | None = None
-
-
-def decoder_layer(
-    bb: relax.BlockBuilder,
-    config: ModelConfig,
-    x: relax.Expr,
-    weights: dict[str, relax.Expr],
-    lora: LoraUse,
-    attend: Attention,
-) -> relax.Var:
+def decoder_layer(project: Projections, x: relax.Expr, attend: Attention) -> relax.Var:
     """Emit one decoder layer.
 
     Parameters
     ----------
-    bb : relax.BlockBuilder
-        The builder of the surrounding function.
-    config : ModelConfig
-        The model.
+    project : Projections
+        Emits the layer's projections.
     x : relax.Expr
         ``(T, H)`` float32, the residual stream.
-    weights : dict
-        The tensors of :func:`layer_tensors` by name.
-    lora : LoraUse
-        The adapters.
     attend : callable
         Emits attention for the fused ``(T, (Hq + 2 Hkv) D)`` queries, keys and values.
 
@@ -135,37 +103,10 @@ def decoder_layer(
     relax.Var
         ``(T, H)`` float32.
     """
-    groups = {group.name: group for group in linear_groups(config, lora.modules)}
-
-    def norm(x: relax.Expr, name: str) -> relax.Var:
-        return rms_norm(bb, x, weights[name], config.rms_norm_eps)
-
-    def linear(x: relax.Expr, name: str) -> relax.Var:
-        group, factors = groups[name], lora.factors.get(name)
-        lora_input = None
-        if factors is not None and lora.dropout > 0.0:
-            salt = list(groups).index(name)
-            lora_input = dropout(bb, x, lora.seed, salt, lora.dropout)
-        return bitlinear(
-            bb,
-            x,
-            weights[name],
-            weights[f"{name}_scale"],
-            group,
-            factors,
-            lora.scale,
-            lora_input,
-        )
-
-    mixed = attend(linear(norm(x, "input_norm"), "qkv"))
-    if config.attention_sub_norm:
-        mixed = norm(mixed, "attention_sub_norm")
-    x = bb.emit(relax.op.add(x, linear(mixed, "o")))
-    gate_up = linear(norm(x, "post_attention_norm"), "gate_up")
-    gated = gated_activation(bb, gate_up, config.activation)
-    if config.ffn_sub_norm:
-        gated = norm(gated, "ffn_sub_norm")
-    return bb.emit(relax.op.add(x, linear(gated, "down")))
+    mixed = attend(project("qkv", x, norm="input_norm"))
+    x = project("o", mixed, norm="attention_sub_norm", residual=x)
+    gate_up = project("gate_up", x, norm="post_attention_norm")
+    return project("down", gate_up, norm="ffn_sub_norm", gated=True, residual=x)
 
 
 class Ends:

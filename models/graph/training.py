@@ -17,12 +17,12 @@ from ..lora import LoraOptions, adapter_layout
 from .layer import (
     Ends,
     HeadFormat,
-    LoraUse,
     attention_shape,
     decoder_layer,
     layer_tensors,
     tuple_items,
 )
+from .projections import LoraUse, Projections
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,8 @@ class _Layer:
         )
         heads = attention_shape(self.config)
         return decoder_layer(
-            bb,
-            self.config,
+            Projections(bb, self.config, dict(self.weights), lora),
             self.x,
-            dict(self.weights),
-            lora,
             lambda qkv: attention(bb, qkv, self.starts, self.rope, heads),
         )
 

@@ -9,8 +9,10 @@ from .attention import AttentionShape, attention
 from .bitlinear import LinearGroup, bitlinear
 from .bitlinear_vjp import bitlinear_vjp
 from .cached_attention import cached_attention
+from .decode_attention import decode_attention
 from .dropout import dropout
 from .embedding import embed
+from .fused_bitlinear import Norm, fused_bitlinear
 from .gated import gated_activation
 from .head import head_loss, logits
 from .norm import rms_norm
@@ -20,14 +22,17 @@ from .rope import rope_table
 __all__ = [
     "AttentionShape",
     "LinearGroup",
+    "Norm",
     "accumulate",
     "adamw",
     "attention",
     "bitlinear",
     "bitlinear_vjp",
     "cached_attention",
+    "decode_attention",
     "dropout",
     "embed",
+    "fused_bitlinear",
     "gated_activation",
     "head_loss",
     "logits",

@@ -13,6 +13,7 @@ arXiv 2402.17764): with ``a = max_k |x|`` (at least 1e-5) of a token,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import relax, te, tirx
@@ -178,6 +179,24 @@ def _ternary_product(
     )
 
 
+def projected(
+    x: te.Tensor,
+    packed: te.Tensor,
+    scale: te.Tensor,
+    lora: Sequence[te.Tensor],
+    parameters: Parameters,
+) -> te.Tensor:
+    """Return ``(T, N)``, a group's projections of x; `lora` is nothing, A and B, or A, B and x'."""
+    parts = segments(parameters)
+    base = _ternary_product(x, packed, scale, parts)
+    if not lora:
+        return base
+    a, b = lora[:2]
+    u = down(lora[2] if len(lora) > 2 else x, a)
+    z = _up(u, b, parts, parts[-1].end, float(parameters["lora_scale"]))
+    return te.compute(base.shape, lambda t, n: base[t, n] + z[t, n], "bitlinear")
+
+
 def bitlinear(
     bb: relax.BlockBuilder,
     x: relax.Expr,
@@ -216,16 +235,9 @@ def bitlinear(
         ``(T, N)`` float32.
     """
     parameters = group.parameters(lora_scale)
-    parts = segments(parameters)
 
     def compute(x: te.Tensor, packed: te.Tensor, scale: te.Tensor, *lora: te.Tensor) -> te.Tensor:
-        base = _ternary_product(x, packed, scale, parts)
-        if not lora:
-            return base
-        a, b = lora[:2]
-        u = down(lora[2] if len(lora) > 2 else x, a)
-        z = _up(u, b, parts, group.rows, lora_scale)
-        return te.compute(base.shape, lambda t, n: base[t, n] + z[t, n], "bitlinear")
+        return projected(x, packed, scale, lora, parameters)
 
     arguments = [x, packed, scale, *(adapter or ())]
     if adapter is not None and lora_input is not None:

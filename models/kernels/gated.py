@@ -26,6 +26,17 @@ def _derivative(kind: str, x: tirx.PrimExpr) -> tirx.PrimExpr:
     return 2.0 * tirx.max(x, tirx.const(0.0, "float32"))
 
 
+def gated(gate_up: te.Tensor, kind: str) -> te.Tensor:
+    """Return ``(T, I)``, the activation of one half of ``(T, 2 I)`` times the other half."""
+    rows, width = gate_up.shape
+    half = width // 2
+    return te.compute(
+        (rows, half),
+        lambda t, i: _activation(kind, gate_up[t, i]) * gate_up[t, half + i],
+        "gated_activation",
+    )
+
+
 def gated_activation(bb: relax.BlockBuilder, gate_up: relax.Expr, kind: str) -> relax.Var:
     """Emit ``y[t, i] = act(gate_up[t, i]) * gate_up[t, I + i]``.
 
@@ -45,13 +56,7 @@ def gated_activation(bb: relax.BlockBuilder, gate_up: relax.Expr, kind: str) -> 
     """
 
     def compute(gate_up: te.Tensor) -> te.Tensor:
-        rows, width = gate_up.shape
-        half = width // 2
-        return te.compute(
-            (rows, half),
-            lambda t, i: _activation(kind, gate_up[t, i]) * gate_up[t, half + i],
-            "gated_activation",
-        )
+        return gated(gate_up, kind)
 
     return emit_differentiable(bb, "gated_activation", compute, [gate_up], {"kind": kind})
 

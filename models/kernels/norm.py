@@ -20,6 +20,12 @@ def _inverse_rms(x: te.Tensor, epsilon: float) -> te.Tensor:
     )
 
 
+def normalised(x: te.Tensor, weight: te.Tensor, epsilon: float) -> te.Tensor:
+    """Return ``(T, H)`` x, each row over its root mean square and times the weight."""
+    inverse = _inverse_rms(x, epsilon)
+    return te.compute(x.shape, lambda t, k: x[t, k] * inverse[t] * weight[k], "rms_norm")
+
+
 def rms_norm(
     bb: relax.BlockBuilder, x: relax.Expr, weight: relax.Expr, epsilon: float
 ) -> relax.Var:
@@ -43,8 +49,7 @@ def rms_norm(
     """
 
     def compute(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
-        inverse = _inverse_rms(x, epsilon)
-        return te.compute(x.shape, lambda t, k: x[t, k] * inverse[t] * weight[k], "rms_norm")
+        return normalised(x, weight, epsilon)
 
     return emit_differentiable(bb, "rms_norm", compute, [x, weight], {"epsilon": epsilon})
 

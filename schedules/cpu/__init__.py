@@ -8,6 +8,7 @@ from . import (
     bitlinear,
     bitlinear_vjp,
     cached_attention,
+    decode_attention,
     dropout,
     embedding,
     gated,
@@ -20,6 +21,7 @@ from .default import default
 
 RULES: list[Rule] = [
     Rule("bitlinear", bitlinear.panels),
+    Rule("fused_bitlinear", bitlinear.panels),
     Rule("bitlinear_vjp", bitlinear_vjp.panels),
     Rule("logits", logits.by_rows),
     Rule("head_loss", head_loss.chunks),
@@ -37,6 +39,7 @@ RULES: list[Rule] = [
     Rule("attention_vjp", attention_vjp.attention_vjp),
     Rule("append_kv", append_kv.append_kv),
     Rule("cached_attention", cached_attention.cached_attention),
+    Rule("decode_attention", decode_attention.decode_attention),
     Rule("*", default),
 ]
 """Tried in order; the last takes any kernel."""

@@ -27,12 +27,12 @@ def append_kv(
     heads = Heads(Isa(target), parameters)
 
     def body(*buffers: Buffer) -> None:
-        _Append(heads, *buffers).emit()
+        Append(heads, *buffers).emit()
 
     return build(function, body)
 
 
-class _Append:
+class Append:
     """The kernel's buffers, and the write of one block or token."""
 
     def __init__(
@@ -60,7 +60,7 @@ class _Append:
                 with loop(blocks) as block:
                     self._block(kv, bind(block * heads.block), rows)
             with loop(self.tokens, begin=blocks * heads.block) as t:
-                self._token(kv, t, rows)
+                self.token(kv, t, rows)
 
         over_rows(heads.kv_heads, self.tokens * heads.head_dim, head)
 
@@ -87,11 +87,12 @@ class _Append:
 
         def singly() -> None:
             with loop(heads.block) as r:
-                self._token(kv, bind(first + r), rows)
+                self.token(kv, bind(first + r), rows)
 
         branch(adjacent[0] == 1, together, singly)
 
-    def _token(self, kv: Expr, t: Expr, rows: Buffer) -> None:
+    def token(self, kv: Expr, t: Expr, rows: Buffer) -> None:
+        """Emit the append of a token's key and value of one head; `rows` is ``(1, D)`` of room."""
         s, place = bind(int64(self.sequence[t])), bind(int64(self.position[t]))
         self._rotated_key(kv, t, rows, 0)
         with loop(self.heads.head_dim) as d:

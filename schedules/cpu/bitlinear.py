@@ -1,10 +1,11 @@
 """The forward pass of a group of ternary projections with their adapters.
 
-First every token is quantised and multiplied with the adapters' factor A; then threads share the
-rows of the matrix in panels. A panel's codes are unpacked once and serve all tokens; where there
-are few tokens, codes are unpacked in registers as they stream by, and memory is the limit. Codes
-are ``W + 1``, so the token's sum of activations is taken off at the end, where the scale and the
-adapters' factor B are applied while the sums are in registers.
+First every token passes the gate and the norm, where they belong to the kernel, is quantised and
+multiplied with the adapters' factor A; then threads share the rows of the matrix in panels. A
+panel's codes are unpacked once and serve all tokens; where there are few tokens, codes are unpacked
+in registers as they stream by, and memory is the limit. Codes are ``W + 1``, so the token's sum of
+activations is taken off at the end, where the scale and the adapters' factor B are applied, and the
+residual added, while the sums are in registers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..linear import Linear
 from ..ternary import TILE, Segment, aligned, by_segment, segments
 from ..tir import (
     Buffer,
@@ -31,9 +33,11 @@ from ..tir import (
     static,
     store,
 )
+from .gated import gate_row
 from .isa import Isa
 from .low_rank import PARALLEL_WORK, dot_products
 from .microkernel import Tile, row_tiles
+from .norm import norm_row
 from .ternary import row_words
 from .vector_math import rounded
 
@@ -41,7 +45,8 @@ EPSILON = 1e-5
 """Smallest absmax of a token."""
 FEW = 4
 """Up to this many tokens, unpacking in registers is cheaper than unpacking to memory."""
-
+PARALLEL_PRODUCT = 1 << 20
+"""8-bit multiply-adds of few tokens from which on the threads are worth waking."""
 CHAINS = 8
 """Accumulators that hide the latency of a product."""
 
@@ -50,45 +55,62 @@ def panels(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out `bitlinear` by panels of rows; None where a projection is no multiple of 16 rows."""
-    parts = segments(parameters)
-    if not aligned(parts):
+    if not aligned(segments(parameters)):
         return None
-    isa, scale = Isa(target), float(parameters["lora_scale"])
+    isa = Isa(target)
 
-    def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
-        *adapter, y = rest
-        tokens, columns = shape(x)
-        quantised = _Quantised(isa, tokens, columns)
-        quantised.fill(x)
-        lora = _Lora(isa, parts, scale, tokens, *adapter[:2]) if adapter else None
+    def body(*buffers: Buffer) -> None:
+        linear = Linear.of(parameters, buffers)
+        quantised = _Quantised(isa, linear)
+        quantised.fill()
+        lora = None if linear.a is None else _Lora(isa, linear)
         if lora is not None:
-            lora.down(adapter[-1] if len(adapter) > 2 else x)
-        _Product(isa, parts, packed, scales, quantised, lora, y).emit()
+            lora.down(quantised.x if linear.lora_input is None else linear.lora_input)
+        _Product(isa, linear, quantised, lora).emit()
 
     return build(function, body)
 
 
 class _Quantised:
-    """The tokens as 8-bit integers, with what undoes the quantisation."""
+    """The tokens as 8-bit integers, with what undoes the quantisation.
 
-    def __init__(self, isa: Isa, tokens: Expr, columns: int) -> None:
-        self.isa, self.tokens, self.columns = isa, tokens, columns
-        words = columns // TILE * isa.dot.steps
-        self.words = T.alloc_buffer((tokens, words), isa.dot.dtype)
-        self.sum = T.alloc_buffer((tokens,), isa.dot.sum_dtype)
-        self.step = T.alloc_buffer((tokens,), "float32")
+    Attributes
+    ----------
+    x : Buffer
+        ``(T, K)`` float32, the tokens after the gate and the norm.
+    """
 
-    def fill(self, x: Buffer) -> None:
-        """Emit the quantisation of ``x (T, K)``."""
+    def __init__(self, isa: Isa, linear: Linear) -> None:
+        self.isa, self.linear = isa, linear
+        self.tokens, self.columns = shape(linear.y)[0], linear.columns
+        words = self.columns // TILE * isa.dot.steps
+        self.words = T.alloc_buffer((self.tokens, words), isa.dot.dtype)
+        self.sum = T.alloc_buffer((self.tokens,), isa.dot.sum_dtype)
+        self.step = T.alloc_buffer((self.tokens,), "float32")
+        self.x = linear.x if linear.is_plain else T.alloc_buffer((self.tokens, self.columns))
 
-        def serial() -> None:
-            row_tiles(self.tokens, 1, lambda t, _: self._token(x, t))
+    def fill(self) -> None:
+        """Emit the quantisation of every token, after its gate and its norm."""
 
-        def threads() -> None:
-            row_tiles(self.tokens, 1, lambda t, _: self._token(x, t), parallel=True)
+        def token(t: Expr, _: int) -> None:
+            self._prepare(t)
+            self._token(self.x, t)
 
         # Some four operations an element; a launch pays from there on as for multiply-adds.
-        branch(self.tokens * self.columns * 4 < PARALLEL_WORK, serial, threads)
+        branch(
+            self.tokens * self.columns * 4 < PARALLEL_WORK,
+            lambda: row_tiles(self.tokens, 1, token),
+            lambda: row_tiles(self.tokens, 1, token, parallel=True),
+        )
+
+    def _prepare(self, t: Expr) -> None:
+        """Emit the gate and the norm of a token."""
+        linear, source = self.linear, self.linear.x
+        if linear.activation:
+            gate_row(linear.activation, self.isa.lanes, source, self.x, t)
+            source = self.x
+        if linear.norm is not None:
+            norm_row(self.isa.lanes, linear.epsilon, source, linear.norm, self.x, t)
 
     def _token(self, x: Buffer, t: Expr) -> None:
         lanes, dot = self.isa.lanes, self.isa.dot
@@ -120,15 +142,14 @@ class _Quantised:
 class _Lora:
     """The adapters: ``u = lora_scale x A^T`` for each, and the rows of B that a panel needs."""
 
-    def __init__(
-        self, isa: Isa, parts: list[Segment], scale: float, tokens: Expr, a: Buffer, b: Buffer
-    ) -> None:
-        self.isa, self.parts, self.scale = isa, parts, scale
-        self.tokens, self.a, self.b = tokens, a, b
-        self.adapters, self.rank, self.columns = shape(a)
+    def __init__(self, isa: Isa, linear: Linear) -> None:
+        self.isa, self.parts, self.scale = isa, linear.parts, linear.lora_scale
+        self.tokens, self.a, self.b = shape(linear.y)[0], linear.a, linear.b
+        self.adapters, self.rank, self.columns = shape(self.a)
         # One more slot, of zeros, serves the projections without an adapter.
-        self.plain = any(part.adapter is None for part in parts)
-        self.u = T.alloc_buffer((tokens, self.adapters + int(self.plain), self.rank), "float32")
+        self.plain = any(part.adapter is None for part in self.parts)
+        slots = self.adapters + int(self.plain)
+        self.u = T.alloc_buffer((self.tokens, slots, self.rank), "float32")
 
     def down(self, x: Buffer) -> None:
         """Emit u."""
@@ -175,26 +196,18 @@ class _Lora:
 class _Product:
     """The ternary product over panels of rows, and its epilogue."""
 
-    def __init__(
-        self,
-        isa: Isa,
-        parts: list[Segment],
-        packed: Buffer,
-        scales: Buffer,
-        quantised: _Quantised,
-        lora: _Lora | None,
-        y: Buffer,
-    ) -> None:
-        self.isa, self.parts, self.packed, self.scales = isa, parts, packed, scales
-        self.quantised, self.lora, self.y = quantised, lora, y
+    def __init__(self, isa: Isa, linear: Linear, quantised: _Quantised, lora: _Lora | None) -> None:
+        self.isa, self.parts, self.quantised, self.lora = isa, linear.parts, quantised, lora
+        self.packed, self.scales = linear.packed, linear.scales
+        self.residual, self.y = linear.residual, linear.y
         self.tokens, self.tiles = quantised.tokens, quantised.columns // TILE
-        self.rows = parts[-1].end
+        self.rows = self.parts[-1].end
 
     def emit(self) -> None:
         """Emit the product of all rows with all tokens."""
         few = static(self.tokens) is not None and self.tokens <= FEW
         work = self.rows * self.tiles * TILE
-        parallel = not few or work * self.tokens >= PARALLEL_WORK
+        parallel = not few or work * self.tokens >= PARALLEL_PRODUCT
         row_tiles(self.rows // self.isa.lanes, self.isa.dot.tile[1], self._panel, parallel)
 
     def _panel(self, first: Expr, width: int) -> None:
@@ -268,7 +281,7 @@ class _Product:
         self._finish(tiles[0], token, rows)
 
     def _finish(self, sums: Tile, token: Expr, rows: list[Expr]) -> None:
-        """Emit the scale, the adapters and the store of a tile."""
+        """Emit the scale, the adapters, the residual and the store of a tile."""
         lanes, q = sums.lanes, self.quantised
         scales = [bind(by_segment(self.parts, row, lambda p: self.scales[p.index])) for row in rows]
         out = Tile(sums.height, sums.width, lanes)
@@ -278,4 +291,7 @@ class _Product:
             out[i, v] = T.cast(exact, f"float32x{lanes}") * factor
         if self.lora is not None:
             self.lora.up(out, token, rows)
+        if self.residual is not None:
+            for i, v in out:
+                out[i, v] = out[i, v] + load(self.residual, token + i, rows[v], lanes=lanes)
         out.store(lambda i, v: (self.y, token + i, rows[v]))

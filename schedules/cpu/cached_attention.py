@@ -38,8 +38,6 @@ from .isa import Isa
 from .microkernel import Tile, accumulate
 from .vector_math import exp
 
-PARALLEL_WORK = 1 << 18
-"""Multiplications of all scores from which on the threads are worth waking."""
 FEW = 3
 """Fewer tokens than this of one sequence are computed one by one."""
 
@@ -50,18 +48,18 @@ Row = tuple[Expr, Expr]
 def cached_attention(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
-    """Lay out attention over the cache, for one token or any number."""
+    """Lay out attention over the cache."""
     if int(parameters["head_dim"]) % 16:
         return None
     heads = Heads(Isa(target), parameters)
 
     def body(*buffers: Buffer) -> None:
-        _CachedAttention(heads, *buffers).emit()
+        CachedAttention(heads, *buffers).emit()
 
     return build(function, body)
 
 
-class _CachedAttention:
+class CachedAttention:
     """The kernel's buffers, and the computation of one tile of rows."""
 
     def __init__(
@@ -80,23 +78,12 @@ class _CachedAttention:
         self.tokens, self.capacity = shape(qkv)[0], shape(values)[2]
 
     def emit(self) -> None:
-        """Emit the kernel; one token over a short cache is not worth waking the threads."""
-        if self.tokens != 1:
-            self._tasks(parallel=True)
-            return
-        width = self.heads.heads * self.heads.head_dim
-        large = (int64(self.position[0]) + 1) * width >= PARALLEL_WORK
-        branch(large, lambda: self._tasks(parallel=True), lambda: self._tasks(parallel=False))
-
-    def _tasks(self, parallel: bool) -> None:
+        """Emit the kernel."""
         heads, rows = self.heads, self.heads.rows
-        blocks = 1 if self.tokens == 1 else (self.tokens + (rows - 1)) // rows
+        blocks = (self.tokens + (rows - 1)) // rows
         # Key heads outside: each thread gets early and late blocks of tokens, so equal work.
-        with loop(heads.kv_heads * blocks, parallel) as task:
+        with loop(heads.kv_heads * blocks, parallel=True) as task:
             kv, first = bind(task // blocks), bind(task % blocks * rows)
-            if self.tokens == 1:
-                self._one_token(kv, 0)
-                return
             count = bind(T.min(int64(rows), self.tokens - first))
             together = T.alloc_buffer((1,), "int32")
             store(together, T.cast(count >= FEW, "int32"), 0)
@@ -106,11 +93,12 @@ class _CachedAttention:
 
             def one_by_one() -> None:
                 with loop(count) as r:
-                    self._one_token(kv, bind(first + r))
+                    self.one_token(kv, bind(first + r))
 
             branch(together[0] == 1, lambda: self._block(kv, first, count), one_by_one)
 
-    def _one_token(self, kv: Expr, t: Expr) -> None:
+    def one_token(self, kv: Expr, t: Expr) -> None:
+        """Emit the attention of the heads that share a key head, for one token."""
         heads = self.heads
         for g in range(0, heads.group, heads.rows):
             members = range(g, min(g + heads.rows, heads.group))

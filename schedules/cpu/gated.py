@@ -32,17 +32,20 @@ def gated_activation(
 
     def body(gate_up: Buffer, y: Buffer) -> None:
         rows, half = shape(y)
-
-        def row(t: Expr) -> None:
-            def gate(i: Expr, n: int) -> None:
-                value, _ = _activation(kind, bind(load(gate_up, t, i, lanes=n)), n)
-                store(y, value * load(gate_up, t, half + i, lanes=n), t, i)
-
-            over(half, lanes, gate)
-
-        over_rows(rows, half, row)
+        over_rows(rows, half, lambda t: gate_row(kind, lanes, gate_up, y, t))
 
     return build(function, body)
+
+
+def gate_row(kind: str, lanes: int, gate_up: Buffer, y: Buffer, t: Expr) -> None:
+    """Emit row t of ``y (T, I)`` from ``gate_up (T, 2 I)``."""
+    half = shape(y)[1]
+
+    def gate(i: Expr, n: int) -> None:
+        value, _ = _activation(kind, bind(load(gate_up, t, i, lanes=n)), n)
+        store(y, value * load(gate_up, t, half + i, lanes=n), t, i)
+
+    over(half, lanes, gate)
 
 
 def gated_activation_vjp(

@@ -29,19 +29,21 @@ def rms_norm(
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
         rows, columns = shape(x)
-
-        def row(t: Expr) -> None:
-            inverse = _inverse_rms(x, t, columns, epsilon, lanes)
-
-            def scale(i: Expr, n: int) -> None:
-                value = load(x, t, i, lanes=n) * splat(inverse, n) * load(weight, i, lanes=n)
-                store(y, value, t, i)
-
-            over(columns, lanes, scale)
-
-        over_rows(rows, columns, row)
+        over_rows(rows, columns, lambda t: norm_row(lanes, epsilon, x, weight, y, t))
 
     return None if static(function.params[0].shape[1]) is None else build(function, body)
+
+
+def norm_row(lanes: int, epsilon: float, x: Buffer, weight: Buffer, y: Buffer, t: Expr) -> None:
+    """Emit row t of y, which may be x itself."""
+    columns = shape(y)[1]
+    inverse = _inverse_rms(x, t, columns, epsilon, lanes)
+
+    def scale(i: Expr, n: int) -> None:
+        value = load(x, t, i, lanes=n) * splat(inverse, n) * load(weight, i, lanes=n)
+        store(y, value, t, i)
+
+    over(columns, lanes, scale)
 
 
 def rms_norm_vjp(

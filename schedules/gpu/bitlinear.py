@@ -1,7 +1,8 @@
 """The forward pass of a group of ternary projections with their adapters.
 
 Many tokens take two launches: one quantises them and multiplies them with the adapters' factor A,
-the other is the product. A single token takes one, unless the adapters are large.
+the other is the product. A single token takes one, unless the adapters are large. What a fused
+kernel has before the quantisation and after the product is part of the same launches.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 from tvm import tirx
 
 from ...targets import Target
+from ..linear import Linear
 from ..ternary import TILE, aligned, segments
 from ..tir import Buffer, branch, shape, static
 from .kernel import Gpu, build
@@ -31,36 +33,38 @@ SMALL_CACHED = 2
 def few_tokens(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
-    """Lay out `bitlinear` by rows; None for many or unknown tokens, or rows in no tiles of 16."""
+    """Lay out `bitlinear`, or `fused_bitlinear`, by rows.
+
+    None for many or unknown tokens, or rows in no tiles of 16.
+    """
     parts = segments(parameters)
     count = static(function.params[0].shape[0])
     if not aligned(parts) or count is None or count > FEW:
         return None
-    gpu, scale = Gpu(target), float(parameters["lora_scale"])
+    gpu = Gpu(target)
 
-    def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
-        *adapters, y = rest
-        a, b = adapters[:2] if adapters else (None, None)
-        lora_input = adapters[2] if len(adapters) > 2 else x
-        columns = shape(x)[1]
-        plan = layout(gpu, parts, columns // TILE, cores(gpu))
-        product = RowProduct(plan, parts, packed, scales, b, y)
+    def body(*buffers: Buffer) -> None:
+        linear = Linear.of(parameters, buffers)
+        plan = layout(gpu, parts, linear.columns // TILE, cores(gpu))
+        product = RowProduct(plan, linear)
 
         def two() -> None:
-            tokens = Tokens(gpu, x, 1, a, lora_input)
-            tokens.emit(scale)
+            lora_input = linear.x if linear.lora_input is None else linear.lora_input
+            fused = None if linear.is_plain else linear
+            tokens = Tokens(gpu, linear.x, 1, linear.a, lora_input, fused)
+            tokens.emit(linear.lora_scale)
             product.emit(Stored(tokens))
 
         def one() -> None:
-            product.emit(SingleToken(plan, parts, x, a, scale))
+            product.emit(SingleToken(gpu, plan, linear))
 
-        if count > 1 or len(adapters) > 2 or not fits(gpu, columns):
+        if count > 1 or linear.lora_input is not None or not fits(gpu, linear.columns):
             two()
-        elif a is None:
+        elif linear.a is None:
             one()
         else:
             ranks = min(MOST, plan.tiles * (CACHED if is_large(gpu) else SMALL_CACHED))
-            branch(shape(a)[1] <= ranks, one, two)
+            branch(shape(linear.a)[1] <= ranks, one, two)
 
     return build(function, body)
 

@@ -74,35 +74,44 @@ class Token:
         self.tops, self.sums = shared([self.strips]), shared([self.strips])
         self.mixture = registers([1], heads.dtype)
         self.top, self.sum = registers([1]), registers([1])
-
-    @staticmethod
-    def bytes(heads: Heads) -> int:
-        """Return the shared memory that it takes."""
-        vectors = heads.threads * 4 * (LANES + heads.lanes)
-        return vectors + 4 * _padded(heads) + 8 * _shares(heads)[3]
+        self.keys = registers([self.steps], vector_type(LANES))
+        self.values = registers([self.groups // self.strips * LANES], heads.dtype)
 
     def attend(self, t: Expr, h: Expr, wanted: Expr = True) -> None:
         """Emit the attention of head h of token t, where it is wanted."""
-        heads, cache = self.heads, self.cache
-        s, self.last = bind(cache.sequence[t]), bind(cache.position[t])
-        self.s, self.kv = s, bind(h // heads.group)
-        self.column = bind(self.thread % self.across)
-        self.strip = bind(self.thread // self.across)
-        self._rotate_query(t, h)
-        T.buffer_store(self.mixture, zero(heads.lanes), [0])
-        T.buffer_store(self.top, T.float32(MASKED), [0])
-        T.buffer_store(self.sum, T.float32(0.0), [0])
-        barrier()
-        chunk = self.groups * LANES
-        turns, writers = self.last // chunk + 1, heads.vectors
+        heads = self.heads
+        self._begin(t, h)
+        turns, writers = self.last // (self.groups * LANES) + 1, heads.vectors
         if wanted is not True:
             turns, writers = (
                 held(T.if_then_else(wanted, turns, 1)),
                 held(T.if_then_else(wanted, writers, 0)),
             )
-        with loop(turns) as index:
-            self._chunk(bind(index * self.groups))
-        self._finish(t, h, writers)
+        self._stream(turns)
+        self._leave()
+
+        def put() -> None:
+            _, total, mixture = self._met()
+            inverse = splat(bind(T.float32(1.0) / total), heads.lanes)
+            place = [t, h * heads.vectors + self.thread]
+            T.buffer_store(self.cache.out, mixture * inverse, place)
+
+        when(self.thread < writers, put)
+
+    def _begin(self, t: Expr, h: Expr) -> None:
+        """Emit what comes before the first barrier."""
+        self.s, self.last = bind(self.cache.sequence[t]), bind(self.cache.position[t])
+        self.kv = bind(h // self.heads.group)
+        self.base = bind(self.cache.first_value(self.s, self.kv))
+        self.column = bind(self.thread % self.across)
+        self.strip = bind(self.thread // self.across)
+        # The cache is under way before the query is known.
+        self._read_keys(self._first(0))
+        self._read_values(self._first(0))
+        self._rotate_query(t, h)
+        T.buffer_store(self.mixture, zero(self.heads.lanes), [0])
+        T.buffer_store(self.top, T.float32(MASKED), [0])
+        T.buffer_store(self.sum, T.float32(0.0), [0])
 
     def _rotate_query(self, t: Expr, h: Expr) -> None:
         """Emit the rotated and scaled query, and zeros up to whole slices."""
@@ -124,47 +133,65 @@ class Token:
             zeros = zero(heads.lanes)
             when(self.thread < spare, lambda: T.buffer_store(self.query, zeros, [place]))
 
-    def _chunk(self, first: Expr) -> None:
-        """Emit the attention to the positions from vector `first` of them on."""
-        heads = self.heads
-        product = bind(self._product(first))
-        # The values are under way before the products are known.
-        rows = heads.threads // self.strips
+    def _sees(self, position: Expr) -> Expr:
+        """Return whether the cache's position counts."""
+        return position <= self.last
+
+    def _value(self, position: Expr, column: Expr) -> Expr:
+        """Return a vector of a value, of any value where the position does not count."""
+        return self.cache.values[self.base + T.min(position, self.last), column]
+
+    def _first(self, turn: Expr) -> Expr:
+        """Return the first vector of positions of a turn."""
+        return turn * self.groups
+
+    def _stream(self, turns: Expr) -> None:
+        """Emit the attention to the chunks of so many turns; what a turn needs is read before."""
+        barrier()
+        with loop(turns) as turn:
+            following = bind(self._first(turn + 1))
+            T.buffer_store(self.products, self._product(), [self.thread])
+            when(turn + 1 < turns, lambda: self._read_keys(following))
+            barrier()
+            vectors = self._vectors(self._first(turn))
+            self._mix([self._scores(i, v) for i, v in enumerate(vectors)])
+            when(turn + 1 < turns, lambda: self._read_values(following))
+            barrier()
+
+    def _vectors(self, first: Expr) -> list[Expr]:
+        """Return the strip's vectors of positions of a chunk."""
         count = self.groups // self.strips
-        vectors = [bind(first + self.strip + i * self.strips) for i in range(count)]
-        column = self.column
-        if rows > heads.vectors:
-            column = bind(T.min(column, heads.vectors - 1))
-        base = bind(self.cache.first_value(self.s, self.kv))
-        values = [
-            [
-                bind(self.cache.values[base + T.min(v * LANES + lane, self.last), column])
-                for lane in range(LANES)
-            ]
-            for v in vectors
-        ]
-        T.buffer_store(self.products, product, [self.thread])
-        barrier()
-        self._mix([self._scores(i, v) for i, v in enumerate(vectors)], values)
-        barrier()
+        return [bind(first + self.strip + i * self.strips) for i in range(count)]
 
-    def _product(self, first: Expr) -> Expr:
-        """Return the products of a slice of the query and the keys of four positions."""
-        group, part = bind(self.thread % self.groups), bind(self.thread // self.groups)
-        place = bind(T.min(first + group, self.last // LANES))
-        elements = [bind(part + k * self.slices) for k in range(self.steps)]
+    def _read_keys(self, first: Expr) -> None:
+        """Emit the reading of the keys of four positions of a chunk, a slice of the head."""
+        place = bind(T.min(first + self.thread % self.groups, self.last // LANES))
         padded = self.steps * self.slices > self.heads.head_dim
-        keys = [
-            bind(self.cache.keys[self.s, self.kv, self._element(d) if padded else d, place])
-            for d in elements
-        ]
-        total = zero(LANES)
-        for d, key in zip(elements, keys, strict=True):
-            total = total + splat(bind(self.scalars[d]), LANES) * key
-        return total
+        for k, d in enumerate(self._elements()):
+            element = T.min(d, self.heads.head_dim - 1) if padded else d
+            T.buffer_store(self.keys, self.cache.keys[self.s, self.kv, element, place], [k])
 
-    def _element(self, d: Expr) -> Expr:
-        return T.min(d, self.heads.head_dim - 1)
+    def _read_values(self, first: Expr) -> None:
+        """Emit the reading of a vector of the values of the strip's positions of a chunk."""
+        column = self.column
+        if self.heads.threads // self.strips > self.heads.vectors:
+            column = bind(T.min(column, self.heads.vectors - 1))
+        for i, v in enumerate(self._vectors(first)):
+            for lane in range(LANES):
+                value = self._value(v * LANES + lane, column)
+                T.buffer_store(self.values, value, [i * LANES + lane])
+
+    def _elements(self) -> list[Expr]:
+        """Return the elements of the thread's slice of a head."""
+        part = bind(self.thread // self.groups)
+        return [bind(part + k * self.slices) for k in range(self.steps)]
+
+    def _product(self) -> Expr:
+        """Return the products of a slice of the query and the keys of four positions."""
+        total = zero(LANES)
+        for k, d in enumerate(self._elements()):
+            total = total + splat(bind(self.scalars[d]), LANES) * self.keys[k]
+        return total
 
     def _scores(self, i: int, v: Expr) -> list[Expr]:
         """Return the scores of four positions, the i-th of this strip's vectors of a chunk."""
@@ -174,11 +201,11 @@ class Token:
         total = bind(total)
         scores = (extract(total, lane, LANES) for lane in range(LANES))
         return [
-            held(T.if_then_else(v * LANES + lane <= self.last, score, T.float32(MASKED)))
+            held(T.if_then_else(self._sees(v * LANES + lane), score, T.float32(MASKED)))
             for lane, score in enumerate(scores)
         ]
 
-    def _mix(self, scores: list[list[Expr]], values: list[list[Expr]]) -> None:
+    def _mix(self, scores: list[list[Expr]]) -> None:
         """Emit one step of the strip's softmax."""
         lanes = self.heads.lanes
         top = self.top[0]
@@ -187,17 +214,15 @@ class Token:
         top = held(top)
         factor = held(T.exp2(self.top[0] - top))
         total, mixture = self.sum[0] * factor, self.mixture[0] * splat(factor, lanes)
-        for group, rows in zip(scores, values, strict=True):
-            for score, value in zip(group, rows, strict=True):
-                weight = held(T.exp2(score - top))
-                total, mixture = total + weight, mixture + splat(weight, lanes) * value
+        for i, score in enumerate(score for group in scores for score in group):
+            weight = held(T.exp2(score - top))
+            total, mixture = total + weight, mixture + splat(weight, lanes) * self.values[i]
         T.buffer_store(self.sum, total, [0])
         T.buffer_store(self.mixture, mixture, [0])
         T.buffer_store(self.top, top, [0])
 
-    def _finish(self, t: Expr, h: Expr, writers: Expr) -> None:
-        """Emit the sum over the strips and its store by the first `writers` threads."""
-        heads = self.heads
+    def _leave(self) -> None:
+        """Emit the exchange of what the strips have."""
         T.buffer_store(self.mixtures, self.mixture[0], [self.thread])
 
         def leave() -> None:
@@ -207,23 +232,27 @@ class Token:
         when(self.column == 0, leave)
         barrier()
 
-        def add() -> None:
-            top: Any = self.tops[0]
-            for k in range(1, self.strips):
-                top = T.max(top, self.tops[k])
-            top = bind(top)
-            total, mixture = T.float32(0.0), zero(heads.lanes)
-            for k in range(self.strips):
-                factor = bind(T.exp2(self.tops[k] - top))
-                part = self.mixtures[self.thread + k * self.across]
-                total, mixture = total + factor * self.sums[k], mixture + factor_of(factor) * part
-            inverse = splat(bind(T.float32(1.0) / total), heads.lanes)
-            T.buffer_store(self.cache.out, mixture * inverse, [t, h * heads.vectors + self.thread])
+    def _met(self) -> tuple[Expr, Expr, Expr]:
+        """Return the largest score of all strips, their sum, and the thread's vector of the mix."""
+        lanes = self.heads.lanes
+        parts = [
+            (self.tops[k], self.sums[k], self.mixtures[self.thread + k * self.across])
+            for k in range(self.strips)
+        ]
+        return met(parts, lanes)
 
-        def factor_of(value: Expr) -> Expr:
-            return splat(value, heads.lanes)
 
-        when(self.thread < writers, add)
+def met(parts: list[tuple[Expr, Expr, Expr]], lanes: int) -> tuple[Expr, Expr, Expr]:
+    """Return parts of a softmax as one: its largest score, its sum and its mixture of values."""
+    top: Any = parts[0][0]
+    for part, _, _ in parts[1:]:
+        top = T.max(top, part)
+    top = held(top)
+    total, mixture = T.float32(0.0), zero(lanes)
+    for part, sum_, mixed in parts:
+        factor = held(T.exp2(part - top))
+        total, mixture = total + factor * sum_, mixture + splat(factor, lanes) * mixed
+    return top, held(total), bind(mixture)
 
 
 def _shares(heads: Heads) -> tuple[int, int, int, int]:

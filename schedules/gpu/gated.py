@@ -13,7 +13,7 @@ from .elements import constant, has_static_columns, load, over_rows, store
 from .kernel import Gpu, build
 
 
-def _activation(kind: str, gate: Expr, lanes: int) -> tuple[Expr, Expr]:
+def activation(kind: str, gate: Expr, lanes: int) -> tuple[Expr, Expr]:
     """Return the activation of a vector and its derivative."""
     one = constant(1.0, lanes)
     if kind == "silu":
@@ -34,7 +34,7 @@ def gated_activation(
         rows, half = shape(y)
 
         def gate(t: Expr, i: Expr, lanes: int) -> None:
-            value, _ = _activation(kind, bind(load(gate_up, t, i, lanes=lanes)), lanes)
+            value, _ = activation(kind, bind(load(gate_up, t, i, lanes=lanes)), lanes)
             store(y, value * load(gate_up, t, i + half, lanes=lanes), t, i)
 
         over_rows(gpu, rows, half, gate)
@@ -52,7 +52,7 @@ def gated_activation_vjp(
         rows, half = shape(dy)
 
         def gate(t: Expr, i: Expr, lanes: int) -> None:
-            value, slope = _activation(kind, bind(load(gate_up, t, i, lanes=lanes)), lanes)
+            value, slope = activation(kind, bind(load(gate_up, t, i, lanes=lanes)), lanes)
             outer = bind(load(dy, t, i, lanes=lanes))
             store(adjoint, outer * slope * load(gate_up, t, i + half, lanes=lanes), t, i)
             store(adjoint, outer * value, t, i + half)

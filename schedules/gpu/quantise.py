@@ -11,9 +11,11 @@ from functools import partial
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..linear import Linear
 from ..tir import Buffer, Expr, bind, shape, static, when
 from .kernel import Gpu, ceil_div, dot4, launch, loop, registers, scratch
-from .reduction import Reduction
+from .prologue import Prologue, squares
+from .reduction import reduction
 from .vectors import LANES, fours, held, lane, only, power_of_two
 
 EPSILON = 1e-5
@@ -85,13 +87,36 @@ class Tokens:
         ``(T',)`` int32, the sum of a token's integers.
     down : Buffer or None
         ``(T', S', r)`` float32, ``lora_scale x A^T``.
+
+    Parameters
+    ----------
+    gpu : Gpu
+        The target's processor.
+    x : Buffer
+        ``(T, K)`` float32.
+    multiple : int
+        The tokens that the product takes together.
+    a : Buffer or None
+        ``(S', r, K)`` float32.
+    lora_input : Buffer
+        ``(T, K)`` float32, the adapters' input.
+    fused : Linear, optional
+        Whose gate and norm x passes first, with `multiple` 1; `lora_input` is x then.
     """
 
     def __init__(
-        self, gpu: Gpu, x: Buffer, multiple: int, a: Buffer | None, lora_input: Buffer
+        self,
+        gpu: Gpu,
+        x: Buffer,
+        multiple: int,
+        a: Buffer | None,
+        lora_input: Buffer,
+        fused: Linear | None = None,
     ) -> None:
-        self.gpu, self.x, self.a, self.lora_input = gpu, x, a, lora_input
+        self.gpu, self.x, self.a, self.lora_input, self.fused = gpu, x, a, lora_input, fused
         self.tokens, self.columns = shape(x)
+        if fused is not None:
+            self.columns = fused.columns
         count = static(self.tokens)
         self.few = multiple == 1
         self.height = min(4 if count is not None and count >= MANY else 2, multiple)
@@ -121,6 +146,7 @@ class Tokens:
             last = self.tokens - 1
             # A token past the end is the last one again, and goes to a place past the end.
             self.rows = [bind(tirx.min(self.first + i, last)) for i in range(self.height)]
+            self._open()
             self._quantise(tirx.all(adapter == 0, chunk == 0))
             if self.a is not None:
                 self._down(adapter, chunk, lora_scale)
@@ -132,9 +158,29 @@ class Tokens:
             return place, None
         return bind(tirx.min(place, self.vectors - 1)), bind(place < self.vectors)
 
+    def _open(self) -> None:
+        """Emit what the reading of the tokens needs; sets how their vectors are read."""
+        if self.fused is None:
+            x, other = fours(self.x), fours(self.lora_input)
+            self.value = lambda i, place: bind(x[self.rows[i], place])
+            self.lora_value = lambda i, place: bind(other[self.rows[i], place])
+            return
+        prologue = Prologue(self.gpu, self.fused, self.threads, self.thread)
+        if self.fused.norm is not None:
+            total = registers([1])
+            T.buffer_store(total, T.float32(0.0), [0])
+            with loop(ceil_div(self.vectors, self.threads)) as step:
+                place, inside = self._place(step)
+                value = only(inside, prologue.gated(self.rows[0], place))
+                T.buffer_store(total, total[0] + squares(value), [0])
+            prologue.sum_squares(total[0])
+        self.value = self.lora_value = lambda i, place: prologue.normed(
+            prologue.gated(self.rows[i], place), prologue.factor(place)
+        )
+
     def _quantise(self, mine: Expr) -> None:
         """Emit the tokens' words, steps and sums; the work-groups where `mine` holds keep them."""
-        x, height = fours(self.x), self.height
+        height = self.height
         top, total = registers([height]), registers([height], "int32")
         for i in range(height):
             T.buffer_store(top, T.float32(0.0), [i])
@@ -142,22 +188,22 @@ class Tokens:
         with loop(ceil_div(self.vectors, self.threads)) as step:
             place, _ = self._place(step)
             for i in range(height):
-                value = bind(x[self.rows[i], place])
+                value = self.value(i, place)
                 T.buffer_store(top, tirx.max(top[i], largest(value)), [i])
-        maxima = Reduction(self.threads, self.thread, height, combine=tirx.max)
+        maxima = reduction(self.gpu, self.threads, self.thread, height, combine=tirx.max)
         maxima.put([top[i] for i in range(height)])
         bounds = [bound_of(maxima.get(i)) for i in range(height)]
         factors = [divide(T.float32(LEVELS), bound) for bound in bounds]
         with loop(ceil_div(self.vectors, self.threads)) as step:
             place, inside = self._place(step)
             for i in range(height):
-                packed = word(x[self.rows[i], place], factors[i])
+                packed = word(self.value(i, place), factors[i])
                 if inside is not None:
                     packed = bind(tirx.Select(inside, packed, 0))
                 T.buffer_store(total, dot4(packed, ONES, total[i]), [i])
                 kept = mine if inside is None else tirx.all(inside, mine)
                 when(kept, partial(T.buffer_store, self.words, packed, [self.first + i, place]))
-        sums = Reduction(self.threads, self.thread, height, "int32")
+        sums = reduction(self.gpu, self.threads, self.thread, height, "int32")
         sums.put([total[i] for i in range(height)])
 
         def finish() -> None:
@@ -170,7 +216,7 @@ class Tokens:
     def _down(self, adapter: Expr, chunk: Expr, lora_scale: float) -> None:
         """Emit the products with one adapter's rows of A, a few rows at a time."""
         count = self.height * self.ranks
-        sums = Reduction(self.threads, self.thread, count)
+        sums = reduction(self.gpu, self.threads, self.thread, count)
         total = registers([count])
 
         def rows(chunk: Expr) -> None:
@@ -193,13 +239,13 @@ class Tokens:
 
     def _multiply(self, adapter: Expr, chunk: Expr, total: Buffer) -> None:
         """Emit a thread's part of the products with a few rows of A."""
-        x, a = fours(self.lora_input), fours(self.a)
+        a = fours(self.a)
         for i in range(self.height * self.ranks):
             T.buffer_store(total, T.float32(0.0), [i])
         ranks = [bind(tirx.min(chunk * self.ranks + j, self.rank - 1)) for j in range(self.ranks)]
         with loop(ceil_div(self.vectors, self.threads)) as step:
             place, inside = self._place(step)
-            values = [only(inside, bind(x[row, place])) for row in self.rows]
+            values = [only(inside, self.lora_value(i, place)) for i in range(self.height)]
             for j, rank in enumerate(ranks):
                 factor = bind(a[adapter, rank, place])
                 for i, value in enumerate(values):

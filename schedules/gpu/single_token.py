@@ -1,8 +1,8 @@
 """A single token quantised by every work-group for itself, so that decoding takes one launch.
 
-That is cheaper than a launch of its own: the token is a few KiB. The product with an adapter's
-factor A is made again by every work-group, too, which pays up to some rank: A comes from the
-device's cache as often as there are work-groups.
+That is cheaper than a launch of its own: the token is a few KiB. Its gate, its norm and its product
+with an adapter's factor A are made again by every work-group, too. The last pays up to some rank: A
+comes from the device's cache as often as there are work-groups.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from functools import partial
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..ternary import Segment, by_segment
-from ..tir import Buffer, Expr, bind, shape, when
+from ..linear import Linear
+from ..ternary import by_segment
+from ..tir import Buffer, Expr, bind, branch, shape, when
 from .kernel import Gpu, barrier, ceil_div, loop, registers, shared
+from .prologue import Prologue, squares
 from .quantise import LEVELS, RANKS, bound_of, divide, dot, largest, word
-from .reduction import Reduction
+from .reduction import reduction
 from .ternary_rows import Layout
 from .vectors import LANES, fours, only
 
-MEMORY = 21 << 10
+MEMORY = 22 << 10
 """Bytes of shared memory that all but the token takes."""
+HELD = 8
+"""Vectors of the norm's weight that a thread holds; more it reads again."""
 MOST = 128
 """The largest rank for which A is read by every work-group."""
 
@@ -37,69 +41,42 @@ class SingleToken:
 
     Parameters
     ----------
+    gpu : Gpu
+        The target's processor.
     layout : Layout
         The work-groups.
-    parts : list of Segment
-        The projections.
-    x : Buffer
-        ``(1, K)`` float32.
-    a : Buffer or None
-        ``(S', r, K)`` float32, r at most `MOST`.
-    lora_scale : float
-        The factor of the product with A.
+    linear : Linear
+        The arguments: one token, and adapters of a rank of at most `MOST`.
     """
 
-    def __init__(
-        self, layout: Layout, parts: list[Segment], x: Buffer, a: Buffer | None, lora_scale: float
-    ) -> None:
-        self.layout, self.parts, self.x, self.a = layout, parts, x, a
-        self.lora_scale = lora_scale
-        self.columns = shape(x)[1]
-        self.vectors = self.columns // LANES
+    def __init__(self, gpu: Gpu, layout: Layout, linear: Linear) -> None:
+        self.gpu, self.layout, self.linear = gpu, layout, linear
+        self.vectors = linear.columns // LANES
 
     def prepare(self, thread: Expr, row: Expr) -> None:
         """Emit the reading of the token, its product with A and its quantisation."""
-        self.thread = thread
-        threads, x = self.layout.threads, fours(self.x)
+        self.thread, threads = thread, self.layout.threads
+        prologue = Prologue(self.gpu, self.linear, threads, thread)
         places = [bind(thread + i * threads) for i in range(ceil_div(self.vectors, threads))]
         inside = [None] * len(places)
         if self.vectors % threads:
             inside[-1] = bind(places[-1] < self.vectors)
             places[-1] = bind(tirx.min(places[-1], self.vectors - 1))
-        values = [bind(x[0, place]) for place in places]
+        values = [prologue.gated(0, place) for place in places]
         values[-1] = only(inside[-1], values[-1])
-        if self.a is not None:
-            self._down(row, places, values)
-        self._quantise(places, inside, values)
-
-    def _down(self, row: Expr, places: list[Expr], values: list[Expr]) -> None:
-        """Emit the product with A of the projection that holds a row."""
-        a, rank = fours(self.a), shape(self.a)[1]
-        self.u = shared([MOST])
-        sums = Reduction(self.layout.threads, self.thread, RANKS)
-        slot = bind(by_segment(self.parts, row, lambda p: tirx.const(p.adapter or 0, "int32")))
-        wanted = rank
-        if any(part.adapter is None for part in self.parts):
-            wanted = by_segment(self.parts, row, lambda p: rank * int(p.adapter is not None))
-        total = registers([RANKS])
-        with loop(bind(ceil_div(wanted, RANKS))) as chunk:
-            for j in range(RANKS):
-                factor = bind(tirx.min(chunk * RANKS + j, rank - 1))
-                product: Expr = T.float32(0.0)
-                for place, value in zip(places, values, strict=True):
-                    product = dot(value, bind(a[slot, factor, place]), product)
-                T.buffer_store(total, product, [j])
-            sums.put([total[j] for j in range(RANKS)])
-
-            def put() -> None:
-                value = sums.get(self.thread) * T.float32(self.lora_scale)
-                T.buffer_store(self.u, value, [chunk * RANKS + self.thread])
-
-            when(self.thread < RANKS, put)
+        factors = [prologue.factor(place) for place in places]
+        down = None if self.linear.a is None else _Down(self, row, places, values, factors)
+        prologue.sum_squares(sum((squares(value) for value in values[1:]), squares(values[0])))
+        if down is not None:
+            self.u = down.emit(prologue.inverse)
+        if len(places) > HELD:
+            factors = [prologue.factor(place) for place in places]
+        pairs = zip(values, factors, strict=True)
+        self._quantise(places, inside, [prologue.normed(*pair) for pair in pairs])
 
     def _quantise(self, places: list[Expr], inside: list[Expr | None], values: list[Expr]) -> None:
         """Emit the words of the token."""
-        maxima = Reduction(self.layout.threads, self.thread, combine=tirx.max)
+        maxima = reduction(self.gpu, self.layout.threads, self.thread, combine=tirx.max)
         top = largest(values[0])
         for value in values[1:]:
             top = tirx.max(top, largest(value))
@@ -128,3 +105,73 @@ class SingleToken:
     def down(self, token: int, slot: Expr, rank: Expr) -> Expr:
         """Return an element of the product with A."""
         return self.u[rank]
+
+
+class _Down:
+    """The token's product with the factor A of the projection that holds a row.
+
+    The norm's factor is one for all elements and comes last, so that A need not wait for it.
+    """
+
+    def __init__(
+        self,
+        token: SingleToken,
+        row: Expr,
+        places: list[Expr],
+        values: list[Expr],
+        factors: list[Expr],
+    ) -> None:
+        linear, self.thread, self.places = token.linear, token.thread, places
+        self.scale, self.a = linear.lora_scale, fours(linear.a)
+        self.rank = shape(linear.a)[1]
+        self.slot = bind(
+            by_segment(linear.parts, row, lambda p: tirx.const(p.adapter or 0, "int32"))
+        )
+        wanted = self.rank
+        if any(part.adapter is None for part in linear.parts):
+            wanted = by_segment(linear.parts, row, lambda p: self.rank * int(p.adapter is not None))
+        # Barriers must not be in a loop without turns (PoCL 3.1).
+        self.turns = bind(tirx.max(ceil_div(wanted, RANKS), 1))
+        self.values = [
+            value if factor is None else bind(value * factor)
+            for value, factor in zip(values, factors, strict=True)
+        ]
+        self.total = registers([RANKS])
+        self.sums = reduction(token.gpu, token.layout.threads, token.thread, RANKS)
+        self.u = shared([MOST])
+        self._multiply(0)
+
+    def _multiply(self, turn: Expr) -> None:
+        """Emit a thread's part of some ranks; of rank 1, as without an adapter, that one alone."""
+
+        def multiply(j: int) -> None:
+            rank = bind(tirx.min(turn * RANKS + j, self.rank - 1))
+            product: Expr = T.float32(0.0)
+            for place, value in zip(self.places, self.values, strict=True):
+                product = dot(value, bind(self.a[self.slot, rank, place]), product)
+            T.buffer_store(self.total, product, [j])
+
+        def one() -> None:
+            multiply(0)
+            for j in range(1, RANKS):
+                T.buffer_store(self.total, T.float32(0.0), [j])
+
+        def every() -> None:
+            for j in range(RANKS):
+                multiply(j)
+
+        branch(self.rank == 1, one, every)
+
+    def emit(self, inverse: Expr) -> Buffer:
+        """Emit the sums over the work-group; returns the product, which a barrier must follow."""
+        scale = T.float32(self.scale) if inverse is None else T.float32(self.scale) * inverse
+        with loop(self.turns) as turn:
+            self.sums.put([self.total[j] for j in range(RANKS)])
+            when(turn + 1 < self.turns, lambda: self._multiply(turn + 1))
+
+            def put() -> None:
+                value = self.sums.get(self.thread) * scale
+                T.buffer_store(self.u, value, [turn * RANKS + self.thread])
+
+            when(self.thread < RANKS, put)
+        return self.u

@@ -14,8 +14,9 @@ from typing import Protocol
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..linear import Linear
 from ..ternary import TILE, Segment, by_segment
-from ..tir import Buffer, Expr, bind, when
+from ..tir import Expr, bind, when
 from .adapter import Up
 from .kernel import Gpu, barrier, ceil_div, dot4, launch, loop, registers, shared
 from .quantise import ONES, Tokens
@@ -129,33 +130,20 @@ class Stored:
 
 
 class RowProduct:
-    """One launch: the product of a few tokens, its scale and the adapters.
+    """One launch: the product of a few tokens, its scale, the adapters and the residual.
 
     Parameters
     ----------
     layout : Layout
         The work-groups.
-    parts : list of Segment
-        The projections.
-    packed, scales : Buffer
-        ``(N / 16, K / 16, 16)`` int32 and ``(S,)`` float32.
-    b : Buffer or None
-        ``(r, N')`` float32.
-    y : Buffer
-        ``(T, N)`` float32, T static and small.
+    linear : Linear
+        The arguments; their tokens are few and their number static.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        parts: list[Segment],
-        packed: Buffer,
-        scales: Buffer,
-        b: Buffer | None,
-        y: Buffer,
-    ) -> None:
-        self.layout, self.parts, self.packed, self.scales = layout, parts, packed, scales
-        self.b, self.y, self.tokens = b, y, int(y.shape[0])
+    def __init__(self, layout: Layout, linear: Linear) -> None:
+        self.layout, self.parts, self.packed = layout, linear.parts, linear.packed
+        self.scales, self.b, self.residual = linear.scales, linear.b, linear.residual
+        self.y, self.tokens = linear.y, int(linear.y.shape[0])
 
     def emit(self, source: Source) -> None:
         """Emit the launch."""
@@ -165,9 +153,10 @@ class RowProduct:
             self.first = bind(group * layout.rows)
             self.part, side = bind(thread // layout.across), bind(thread % layout.across)
             self.row = bind(self.first + side * LANES)
-            # The first words are under way while the tokens are prepared.
+            # What does not depend on the tokens is under way while they are prepared.
             self.words = registers([layout.ahead], f"int32x{LANES}")
             self._read(0)
+            self._read_finish()
             source.prepare(thread, self.first)
             self._multiply(source)
             self._up(source)
@@ -185,6 +174,16 @@ class RowProduct:
         packed, high, low = fours(self.packed), self.row // TILE, self.row % TILE // LANES
         for u in range(self.layout.ahead):
             T.buffer_store(self.words, packed[high, self._step(turn, u)[0], low], [u])
+
+    def _read_finish(self) -> None:
+        """Emit the reading of what the end of the launch needs: scale, residual, adapters."""
+        self.scale = bind(by_segment(self.parts, self.first, lambda p: self.scales[p.index]))
+        row = bind(self.first + tirx.min(self.thread, self.layout.rows - 1))
+        if self.residual is not None:
+            self.kept = [bind(self.residual[t, row]) for t in range(self.tokens)]
+        if self.b is not None:
+            self.up = Up(self.parts, self.b, self.row)
+            self.factor = self.up.factor(bind(tirx.min(self.part, self.up.rank - 1)))
 
     def _multiply(self, source: Source) -> None:
         """Emit a thread's exact sums of four rows."""
@@ -229,27 +228,28 @@ class RowProduct:
         """Emit a thread's part of the adapters' outputs: some of the ranks, four rows."""
         if self.b is None:
             return
-        up = Up(self.parts, self.b, self.row)
+        up, parts = self.up, self.layout.parts
         self.added = registers([self.tokens], f"float32x{LANES}")
         for t in range(self.tokens):
             T.buffer_store(self.added, T.broadcast(T.float32(0.0), LANES), [t])
 
-        def add(rank: Expr) -> None:
-            factor = up.factor(rank)
+        def add(rank: Expr, factor: Expr) -> None:
             for t in range(self.tokens):
                 u = T.broadcast(source.down(t, up.slot, rank), LANES)
                 T.buffer_store(self.added, self.added[t] + u * factor, [t])
 
-        with loop(ceil_div(up.rank, self.layout.parts)) as turn:
-            rank = bind(turn * self.layout.parts + self.part)
-            when(rank < up.rank, lambda: add(rank))
+        # A projection without an adapter has no product with A, not even zeros.
+        exists = [] if up.adapted is None else [up.adapted]
+        when(tirx.all(self.part < up.rank, *exists), lambda: add(self.part, self.factor))
+        with loop(ceil_div(up.rank, parts), begin=1) as turn:
+            rank = bind(turn * parts + self.part)
+            when(tirx.all(rank < up.rank, *exists), lambda: add(rank, up.factor(rank)))
 
     def _finish(self, source: Source) -> None:
-        """Emit the sums over a work-group, the scale and the store."""
+        """Emit the sums over a work-group, the scale, the residual and the store."""
         layout = self.layout
         exact = _Gather(layout, self.thread, "int32")
         added = _Gather(layout, self.thread, "float32") if self.b is not None else None
-        scale = by_segment(self.parts, self.first, lambda p: self.scales[p.index])
         for t in range(self.tokens):
             if t:
                 barrier()
@@ -263,9 +263,11 @@ class RowProduct:
             barrier()
 
             def store(t: int = t) -> None:
-                value = T.Cast("float32", exact.get()) * bind(source.step(t) * scale)
+                value = T.Cast("float32", exact.get()) * bind(source.step(t) * self.scale)
                 if added is not None:
                     value = value + added.get()
+                if self.residual is not None:
+                    value = value + self.kept[t]
                 T.buffer_store(self.y, value, [t, self.first + self.thread])
 
             when(self.thread < layout.rows, store)

@@ -164,7 +164,6 @@ def test_several_tensors_are_accumulated_at_once(target: Target) -> None:
         np.testing.assert_array_equal(after, total + term)
 
 
-
 @every_target
 @pytest.mark.parametrize("shape", [(100,), (8192 * 9 + 5,), (3, 7, 11)])
 def test_accumulate_changes_the_first_argument(target: Target, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,136 @@
+"""The projections of a decoder layer, each with the norm and gate before it and the sum after it.
+
+In training these are kernels of their own, since each has its adjoint; a token that is written is
+too little work for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import relax
+
+from ..config import ModelConfig
+from ..kernels import (
+    LinearGroup,
+    Norm,
+    bitlinear,
+    dropout,
+    fused_bitlinear,
+    gated_activation,
+    rms_norm,
+)
+from ..lora import linear_groups
+
+Factors = tuple[relax.Expr, relax.Expr]
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """How a layer applies its adapters: the factors by group, the scale, and dropout's seed."""
+
+    modules: tuple[str, ...]
+    factors: dict[str, Factors]
+    scale: float
+    dropout: float = 0.0
+    seed: relax.Expr | None = None
+
+
+class Projections:
+    """The projections of one layer, as kernels that have gradients.
+
+    Parameters
+    ----------
+    bb : relax.BlockBuilder
+        The builder of the surrounding function.
+    config : ModelConfig
+        The model.
+    weights : dict
+        The layer's frozen tensors by name.
+    lora : LoraUse
+        The adapters.
+    """
+
+    def __init__(
+        self,
+        bb: relax.BlockBuilder,
+        config: ModelConfig,
+        weights: dict[str, relax.Expr],
+        lora: LoraUse,
+    ) -> None:
+        self.bb, self.config, self.weights, self.lora = bb, config, weights, lora
+        self.groups = {group.name: group for group in linear_groups(config, lora.modules)}
+
+    def __call__(
+        self,
+        name: str,
+        x: relax.Expr,
+        *,
+        norm: str = "",
+        gated: bool = False,
+        residual: relax.Expr | None = None,
+    ) -> relax.Var:
+        """Emit a group of projections.
+
+        Parameters
+        ----------
+        name : str
+            Of the group.
+        x : relax.Expr
+            ``(T, K)`` float32; with a gate ``(T, 2 K)``.
+        norm : str
+            The norm of the input; a model may be without it.
+        gated : bool
+            Whether the gate's activation comes first.
+        residual : relax.Expr, optional
+            ``(T, N)`` float32, to which the result is added.
+
+        Returns
+        -------
+        relax.Var
+            ``(T, N)`` float32.
+        """
+        if gated:
+            x = gated_activation(self.bb, x, self.config.activation)
+        if norm in self.weights:
+            x = rms_norm(self.bb, x, self.weights[norm], self.config.rms_norm_eps)
+        y = bitlinear(self.bb, x, *self._tensors(name), lora_input=self._dropped(name, x))
+        return y if residual is None else self.bb.emit(relax.op.add(residual, y))
+
+    def _tensors(
+        self, name: str
+    ) -> tuple[relax.Expr, relax.Expr, LinearGroup, Factors | None, float]:
+        """Return a group, its frozen tensors and its adapter, as the kernels take them."""
+        packed, scale = self.weights[name], self.weights[f"{name}_scale"]
+        return packed, scale, self.groups[name], self.lora.factors.get(name), self.lora.scale
+
+    def _dropped(self, name: str, x: relax.Expr) -> relax.Var | None:
+        """Emit the adapter's input where dropout makes it differ from x."""
+        lora = self.lora
+        if name not in lora.factors or lora.dropout == 0.0:
+            return None
+        return dropout(self.bb, x, lora.seed, list(self.groups).index(name), lora.dropout)
+
+
+class FusedProjections(Projections):
+    """The same as one kernel each, which has no gradient."""
+
+    def __call__(
+        self,
+        name: str,
+        x: relax.Expr,
+        *,
+        norm: str = "",
+        gated: bool = False,
+        residual: relax.Expr | None = None,
+    ) -> relax.Var:
+        """Emit a group of projections, see :meth:`Projections.__call__`."""
+        weight = self.weights.get(norm)
+        return fused_bitlinear(
+            self.bb,
+            x,
+            *self._tensors(name),
+            activation=self.config.activation if gated else None,
+            norm=None if weight is None else Norm(weight, self.config.rms_norm_eps),
+            residual=residual,
+        )
