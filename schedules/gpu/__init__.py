@@ -8,6 +8,7 @@ from . import (
     bitlinear,
     bitlinear_vjp,
     cached_attention,
+    decode_attention,
     dropout,
     embedding,
     gated,
@@ -15,12 +16,17 @@ from . import (
     logits,
     norm,
     optimizer,
+    straight_matrix,
+    ternary_matrix,
 )
 from .default import default
 
 RULES: list[Rule] = [
     Rule("bitlinear", bitlinear.few_tokens),
+    Rule("bitlinear", ternary_matrix.tiles),
     Rule("bitlinear", bitlinear.tiles),
+    Rule("fused_bitlinear", bitlinear.few_tokens),
+    Rule("bitlinear_vjp", straight_matrix.units),
     Rule("bitlinear_vjp", bitlinear_vjp.tiles),
     Rule("logits", logits.by_rows),
     Rule("head_loss", head_loss.chunks),
@@ -29,6 +35,7 @@ RULES: list[Rule] = [
     Rule("attention_vjp", attention_vjp.attention_vjp),
     Rule("append_kv", append_kv.append_kv),
     Rule("cached_attention", cached_attention.cached_attention),
+    Rule("decode_attention", decode_attention.decode_attention),
     Rule("rms_norm", norm.rms_norm),
     Rule("rms_norm_vjp", norm.rms_norm_vjp),
     Rule("gated_activation", gated.gated_activation),

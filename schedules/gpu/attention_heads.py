@@ -41,6 +41,8 @@ class Heads:
         Threads of a work-group, a power of two.
     shared_bytes : int
         Memory that blocks of rows may take in a work-group; 0 to read them where they lie.
+    halves : bool
+        Whether rows are float16 in memory; what is computed with them is float32.
     """
 
     heads: int
@@ -48,6 +50,7 @@ class Heads:
     head_dim: int
     threads: int
     shared_bytes: int
+    halves: bool = False
 
     @classmethod
     def of(cls, parameters: dict[str, Any], target: Target) -> Heads:
@@ -88,6 +91,11 @@ class Heads:
         return vector_type(self.lanes)
 
     @property
+    def row_dtype(self) -> str:
+        """The type of a vector of a row in memory."""
+        return self.dtype.replace("32", "16") if self.halves else self.dtype
+
+    @property
     def scale(self) -> float:
         """Factor on the scores."""
         return 1.0 / math.sqrt(self.head_dim)
@@ -100,7 +108,7 @@ class Heads:
     @property
     def row_bytes(self) -> int:
         """Bytes that a row of a head takes in shared memory."""
-        return 4 * self.lanes * self.pitch
+        return (2 if self.halves else 4) * self.lanes * self.pitch
 
 
 def first_fit(choices: Sequence[Choice], size: Callable[..., int], limit: int) -> Choice:
@@ -207,7 +215,7 @@ class Rows:
         self, heads: Heads, thread: Expr, count: int, tokens: Expr, staged: bool = True
     ) -> None:
         self.heads, self.thread, self.count, self.tokens = heads, thread, count, tokens
-        self.buffer = shared([count, heads.pitch], heads.dtype) if staged else None
+        self.buffer = shared([count, heads.pitch], heads.row_dtype) if staged else None
         self.source: Columns | None = None
         self.first: Expr = 0
 
@@ -241,8 +249,10 @@ class Rows:
         T.buffer_store(self.buffer, high, [row, self.heads.half + v])
 
     def __call__(self, row: Expr, v: Expr) -> Expr:
-        """Return vector v of a row."""
+        """Return vector v of a row, as float32."""
         if self.buffer is not None:
-            return self.buffer[row, v]
-        assert self.source is not None
-        return self.source.vector(self.token(row), v)
+            vector = self.buffer[row, v]
+        else:
+            assert self.source is not None
+            vector = self.source.vector(self.token(row), v)
+        return T.Cast(self.heads.dtype, vector) if self.heads.halves else vector

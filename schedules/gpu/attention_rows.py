@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from tvm.tirx.script.builder import ir as T
 
-from ..tir import Buffer, Expr, bind, shape, static
+from ..tir import Buffer, Expr, bind, branch, shape, static
 from .attention_heads import Columns, Heads, RotatedColumns, Rows, rotate
-from .attention_vectors import matrix_of_vectors
+from .attention_vectors import matrix_of_vectors, splat
 from .kernel import elements, scratch
+
+LARGEST = 65504.0
+"""The largest half. Queries, keys and values need no scale below it: no score or sum of values is
+of any digits that a half of 2^-24 and more does not have."""
 
 
 def is_static(starts: Buffer) -> bool:
@@ -35,26 +39,45 @@ class PackedRows:
         self.batch, self.context = shape(starts)
         self.staged = heads.shared_bytes > 0
         self.qkv, self.rope = (matrix_of_vectors(b, heads.lanes) for b in (qkv, rope))
-        self.rotated = None if self.staged else self._rotated()
+        self.rotated = None if self.staged and not heads.halves else self._rotated()
 
     def _rotated(self) -> Buffer:
-        """Launch the rotation of all queries and keys into memory, for kernels that stage none."""
+        """Launch the rotation of all queries and keys into memory, for kernels that stage none.
+
+        With halves the values go there, too.
+        """
         heads, turned = self.heads, self.heads.heads + self.heads.kv_heads
+        every = turned + (heads.kv_heads if heads.halves else 0)
         rows = self.batch * self.context
-        result = scratch([rows, turned * heads.vectors], heads.dtype)
+        result = scratch([rows, every * heads.vectors], heads.row_dtype)
 
         def pair(index: Expr) -> None:
-            row, place = bind(index // (turned * heads.half)), bind(index % (turned * heads.half))
+            row, place = bind(index // (every * heads.half)), bind(index % (every * heads.half))
             first, v = bind(place // heads.half * heads.vectors), bind(place % heads.half)
             b, token = bind(row // self.context), bind(row % self.context)
             a, z = self.qkv[row, first + v], self.qkv[row, first + heads.half + v]
-            position = token - self.starts[b, token]
-            low, high = rotate(heads, self.rope, position, v, bind(a), bind(z))
-            T.buffer_store(result, low, [row, first + v])
-            T.buffer_store(result, high, [row, first + heads.half + v])
+            a, z = bind(a), bind(z)
 
-        elements(rows * turned * heads.half, heads.threads, pair)
+            def store(low: Expr, high: Expr) -> None:
+                T.buffer_store(result, self._kept(low), [row, first + v])
+                T.buffer_store(result, self._kept(high), [row, first + heads.half + v])
+
+            def turn() -> None:
+                position = token - self.starts[b, token]
+                store(*rotate(heads, self.rope, position, v, a, z))
+
+            branch(place < turned * heads.half if heads.halves else True, turn, lambda: store(a, z))
+
+        elements(rows * every * heads.half, heads.threads, pair)
         return result
+
+    def _kept(self, vector: Expr) -> Expr:
+        """Return a vector as rows are kept in memory; halves end at their largest number."""
+        heads = self.heads
+        if not heads.halves:
+            return vector
+        largest = splat(T.float32(LARGEST), heads.lanes)
+        return T.Cast(heads.row_dtype, T.max(T.min(vector, largest), -largest))
 
     def columns(self, matrix: Buffer, b: Expr, head: Expr) -> Columns:
         """Return a head of row b of a matrix of vectors, as it lies there."""
@@ -78,7 +101,8 @@ class PackedRows:
 
     def value(self, b: Expr, kv: Expr) -> Columns:
         """Return value head kv of row b."""
-        return self.columns(self.qkv, b, self.heads.heads + self.heads.kv_heads + kv)
+        matrix = self.rotated if self.heads.halves else self.qkv
+        return self.columns(matrix, b, self.heads.heads + self.heads.kv_heads + kv)
 
     def rows(self, thread: Expr, count: int, staged: bool = True) -> Rows:
         """Return a block of rows."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..tir import Buffer, Expr
+from ..tir import Buffer, Expr, bind
 
 
 def vector_type(lanes: int) -> str:
@@ -29,14 +29,20 @@ def view(buffer: Buffer, shape: Sequence[Expr], dtype: str) -> Buffer:
 
 
 def matrix_of_vectors(buffer: Buffer, lanes: int) -> Buffer:
-    """Return a view of a float32 buffer whose last axis, a multiple of `lanes`, counts vectors."""
+    """Return a view of floats whose last axis, a multiple of `lanes`, counts vectors."""
     *leading, last = buffer.shape
-    return view(buffer, [*leading, last // lanes], vector_type(lanes))
+    dtype = str(buffer.dtype)
+    return view(buffer, [*leading, last // lanes], dtype if lanes == 1 else f"{dtype}x{lanes}")
 
 
 def extract(vector: Expr, lane: int, lanes: int) -> Expr:
     """Return one lane of a vector."""
     return vector if lanes == 1 else tirx.Shuffle([vector], [lane])
+
+
+def times(value: Expr, factor: Expr | None) -> Expr:
+    """Return a value times a factor, of which None is one."""
+    return value if factor is None else bind(value * factor)
 
 
 def total(vector: Expr, lanes: int) -> Expr:

@@ -1,13 +1,18 @@
 """The adjoint of a group of ternary projections with their adapters.
 
-The input's adjoint is one float32 product whose right factor is unpacked from the 2-bit weights on
-its way to shared memory, so the matrix is read along the axis it is not stored for without a copy.
-Two launches do everything: the first has that product's partial sums and the adapters' thin
-factors u and du, the second adds the parts up, takes du A in, and has the adapters' gradients.
+The input's adjoint is one product whose right factor is unpacked from the 2-bit weights on its way
+to shared memory, so the matrix is read along the axis it is not stored for without a copy. Two
+launches do everything: the first has that product's partial sums and the adapters' thin factors u
+and du, the second adds the parts up, takes du A in, and has the adapters' gradients.
+
+Where the device has float16, the product's factors are halves: the outer adjoint scaled, by a
+launch of its own that has u and du, too, and the ternary weights as they are. The adapters'
+products stay float32. They read a wide matrix once or twice, which would not pay for its halves.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -18,13 +23,15 @@ from ..ternary import TILE, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, lanes_of, shape, splat, static
 from .gemm import Finish, Product, store_vector
 from .gemm_tile import Tile, split_count
+from .halves import Halves
 from .kernel import Gpu, build, ceil_div, scratch
-from .operand import VECTOR, Operand, depth_major, row_major, shifted
+from .operand import HALF, HALVES, VECTOR, Operand, depth_major, row_major, shifted
 from .vectors import LANES, fours
 from .work import Work, launch_works
 
-MAGIC = 0x4B000000
-"""The bits of 2^23 as float32: with a code in the low bits it is 2^23 + code."""
+MAGIC, HALF_MAGIC = 0x4B000000, 0x64006400
+"""The bits of 2^23 as float32, and of 2^10 as float16 twice: with a code in the low bits they are
+the code more."""
 THIN = Tile(16, 16, 1, 4, step=64)
 """The tile of u and du, whose many steps should be few."""
 THIN_DEPTH = 24 * THIN.step
@@ -45,16 +52,22 @@ def tiles(
     gpu, scale = Gpu(target), float(parameters["lora_scale"])
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        outer = _Outer(gpu, parts, dy, scales)
         if len(rest) == 1:
-            _without_adapter(_straight_through(gpu, parts, dy, packed, scales), rest[0])
+            if outer.works:
+                launch_works(outer.works)
+            _without_adapter(_straight_through(gpu, outer, packed), rest[0])
             return
         separate = len(rest) == 7
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
         dx, da, db, *through = rest[3:] if separate else rest[2:]
-        lora = _Lora(gpu, parts, scale, dy, lora_input, a, b)
+        lora = Lora(gpu, parts, scale, dy, lora_input, a, b)
         thin = lora.thin_works()
+        if outer.works:
+            launch_works([*thin, *outer.works])
+            thin = []
         groups = [static(work.groups) or 0 for work in thin]
-        main = _straight_through(gpu, parts, dy, packed, scales, beside=sum(groups))
+        main = _straight_through(gpu, outer, packed, beside=sum(groups))
         sums = main.parts()
         launch_works([*thin, main.partial_work(main.keep(sums))])
         if separate:
@@ -80,34 +93,50 @@ def _store(buffer: Buffer, first: int = 0) -> Finish:
     return lambda i, j, value: store_vector(buffer, value, i, first + j)
 
 
-def _straight_through(
-    gpu: Gpu,
-    parts: list[Segment],
-    dy: Buffer,
-    packed: Buffer,
-    scales: Buffer,
-    beside: int = 0,
-) -> Product:
-    """Return the product ``(dy scale) W``."""
-    tokens, rows = shape(dy)
-    wide = row_major(dy)
+class _Outer:
+    """The outer adjoint times the projections' scales.
 
-    def scaled(fetched: Expr, token: Expr, n: Expr) -> list[Expr]:
+    Attributes
+    ----------
+    operand : Operand
+        The same as the left factor of a product.
+    works : list of Work
+        What has to be done before.
+    """
+
+    def __init__(self, gpu: Gpu, parts: list[Segment], dy: Buffer, scales: Buffer) -> None:
+        self.parts, self.dy, self.scales = parts, dy, scales
+        self.tokens, self.rows = shape(dy)
+        self.works: list[Work] = []
+        if gpu.halves:
+            halves = Halves(self.tokens, self.tokens, self.rows, self._read)
+            self.works, self.operand = [halves], halves.operand()
+        else:
+            self.operand = replace(row_major(dy), unpack=lambda v, t, n: [self._scaled(v, n)])
+
+    def _read(self, token: Expr, v: Expr) -> Expr:
+        return self._scaled(fours(self.dy)[token, v], v * LANES)
+
+    def _scaled(self, value: Expr, n: Expr) -> Expr:
         # Projections begin with a packed tile, so one scale serves the tile that holds n.
         first = bind(n // TILE * TILE)
-        scale = bind(by_segment(parts, first, lambda p: scales[p.index]))
-        return [fetched * splat(scale, LANES)]
+        scale = bind(by_segment(self.parts, first, lambda p: self.scales[p.index]))
+        return value * splat(scale, LANES)
 
-    left = Operand(wide.fetch, unpack=scaled)
+
+def _straight_through(gpu: Gpu, outer: _Outer, packed: Buffer, beside: int = 0) -> Product:
+    """Return the product ``(dy scale) W``."""
+    weights = _half_weights if gpu.halves else _weights
     right = Operand(
         lambda k, n: packed[n // TILE, k // TILE, n % TILE],
         along_depth=False,
         width=TILE,
         dtype="int32",
-        unpack=lambda word, k, n: [_weights(word, group) for group in range(TILE // LANES)],
+        unpack=lambda word, k, n: [weights(word, group) for group in range(TILE // LANES)],
+        element=HALF if gpu.halves else "float32",
     )
-    columns = shape(packed)[1] * TILE
-    return Product(gpu, tokens, columns, rows, left, right, beside=beside)
+    size = (outer.tokens, shape(packed)[1] * TILE, outer.rows)
+    return Product(gpu, *size, outer.operand, right, beside=beside)
 
 
 def _weights(word: Expr, group: int) -> Expr:
@@ -120,10 +149,22 @@ def _weights(word: Expr, group: int) -> Expr:
     return T.reinterpret(VECTOR, bits) - splat(float(2**23 + 1), LANES)
 
 
-class _Lora:
+def _half_weights(word: Expr, group: int) -> Expr:
+    """Return the same as float16, two codes to a word on their way."""
+
+    def both(value: int) -> Expr:
+        return T.broadcast(T.int32(value), 2)
+
+    codes = T.broadcast(word, 2) >> T.ramp(T.int32(2 * group), 16, 2)
+    bits = (codes & both(3)) | ((codes & both(3 << 8)) << both(8)) | both(HALF_MAGIC)
+    return T.reinterpret(HALVES, bits) - splat(tirx.const(2.0**10 + 1, HALF), LANES)
+
+
+class Lora:
     """The adapters' products; their factor u is ``lora_scale x A^T``, du ``lora_scale dy B^T``.
 
-    Both are kept in a few parts of their depth, ``(parts, T, S r)``, which their readers add.
+    Both are kept in a few parts of their depth, ``(parts, T, S r)``, which their readers add; in
+    one part where they are asked for `whole`.
     """
 
     def __init__(
@@ -135,15 +176,18 @@ class _Lora:
         x: Buffer,
         a: Buffer,
         b: Buffer,
+        whole: bool = False,
     ) -> None:
         self.gpu, self.scale, self.dy, self.x, self.a, self.b = gpu, scale, dy, x, a, b
         self.adapted = [part for part in parts if part.adapter is not None]
         self.tokens, self.columns = shape(x)
         self.adapters, self.rank, _ = shape(a)
         self.thin = self.adapters * self.rank
-        self.u = scratch([self._parts([self.columns]), self.tokens, self.thin])
         depths = [part.end - part.begin for part in self.adapted]
-        self.du = scratch([self._parts(depths), self.tokens, self.thin])
+        self.u, self.du = (
+            scratch([1 if whole else self._parts(d), self.tokens, self.thin])
+            for d in ([self.columns], depths)
+        )
 
     def _tile(self, tile: Tile) -> Tile | None:
         """Return a tile for products through shared memory."""

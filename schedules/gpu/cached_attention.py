@@ -18,16 +18,18 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from ..tir import Buffer, Expr, bind, when
+from ..tir import Buffer, Expr, bind, branch, when
 from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows
 from .attention_softmax import QUERIES, Attention, keys_of_block
 from .attention_vectors import extract, view
 from .cached_token import Cache, Token
-from .kernel import Gpu, build, ceil_div, launch
+from .kernel import Gpu, barrier, build, ceil_div, launch, loop
 from .vectors import LANES, held
 
 FEW = 4
 """Fewer tokens than this of a block are computed one by one."""
+SEVERAL = 4 * QUERIES
+"""Up to this many tokens each has a work-group; of more, which are a prompt, few have work."""
 
 
 def cached_attention(
@@ -68,9 +70,30 @@ def _blocks(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
     with launch([heads.heads, blocks], [heads.threads]) as (h, block, thread):
         first = bind(block * QUERIES)
         _Block(heads, cache, thread, first).attend(h, _of_one_sequence(cache, first))
-    with launch([heads.heads, cache.tokens], [heads.threads]) as (h, t, thread):
-        token = Token(heads, cache, thread)
-        token.attend(t, h, _of_one_sequence(cache, bind(t // QUERIES * QUERIES)) == 0)
+    branch(
+        cache.tokens <= SEVERAL,
+        lambda: _others(heads, cache, 1),
+        lambda: _others(heads, cache, QUERIES),
+    )
+
+
+def _others(heads: Heads, cache: Cache, count: int) -> None:
+    """Launch the tokens of the blocks that are not of one sequence, so many to a work-group."""
+    with launch([heads.heads, ceil_div(cache.tokens, count)], [heads.threads]) as (
+        h,
+        group,
+        thread,
+    ):
+        token, first = Token(heads, cache, thread), bind(group * count)
+        wanted = bind(_of_one_sequence(cache, bind(first // QUERIES * QUERIES)) == 0)
+        if count == 1:
+            token.attend(first, h, wanted)
+            return
+        with loop(T.if_then_else(wanted, count, 1)) as i:
+            place = bind(first + i)
+            exists = tirx.all(wanted, place < cache.tokens)
+            token.attend(bind(T.min(place, cache.tokens - 1)), h, exists)
+            barrier()
 
 
 def _of_one_sequence(cache: Cache, first: Expr) -> Expr:

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, static
-from .gemm_block import Finish, Panel, Side, Sums, multiply, multiply_direct
+from .gemm_block import Finish, Panel, Side, Sums, multiply, multiply_direct, undone
 from .gemm_tile import Tile, plan_direct, plan_splits, plan_tile, split_count
 from .kernel import Gpu, ceil_div, loop, registers, scratch
-from .operand import VECTOR, Operand, depth_major, row_major, store_vector, zero_vector
+from .operand import HALF, VECTOR, Operand, depth_major, row_major, store_vector, zero_vector
 from .vectors import LANES, fours
 from .work import THREADS, Place, Work, launch_works
 
@@ -164,7 +164,8 @@ class _TileWork(Work):
     """The tiles of a product; a work-group computes one, over one part of the depth."""
 
     def __init__(self, product: Product, finish: Callable[[Expr], Finish]) -> None:
-        self.product, self.done, self.tile = product, finish, product.tile
+        self.product, self.tile = product, product.tile
+        self.done = lambda split: undone(product.left, product.right, finish(split))
         down, across = product.tiles
         self.groups = down * across * product.splits
         self.sums = self.tile.high * self.tile.wide // LANES
@@ -203,15 +204,17 @@ class _StagedWork(_TileWork):
 
     def __init__(self, product: Product, finish: Callable[[Expr], Finish]) -> None:
         super().__init__(product, finish)
-        self.vectors = self.tile.vectors(product.left, product.right)
+        factors = product.left, product.right
+        self.vectors, self.halves = (self.tile.vectors(*factors, e) for e in ("float32", HALF))
 
     def turns(self, group: Expr) -> Expr:
         return self.steps(group)[1]
 
     def _panels(self, place: Place) -> tuple[Panel, Panel]:
         left, right = self.sides(place.group)
-        rows = Panel(left, self.tile, place.thread, place.memory, 0)
-        return rows, Panel(right, self.tile, place.thread, place.memory, 2 * rows.size)
+        apart = left.operand.element != right.operand.element
+        rows = Panel(left, self.tile, place, 0)
+        return rows, Panel(right, self.tile, place, 0 if apart else 2 * rows.size)
 
     def start(self, place: Place) -> None:
         begin = bind(self.steps(place.group)[0] * self.tile.step)

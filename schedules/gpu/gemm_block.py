@@ -12,9 +12,9 @@ from tvm.tirx.script.builder import ir as T
 from ..tir import Buffer, Expr, bind, lanes_of, splat, static, when
 from .gemm_tile import Tile
 from .kernel import ceil_div, registers
-from .operand import Operand, scalars
-from .vectors import LANES, four, lane
-from .work import THREADS
+from .operand import HALF, Operand, scalars
+from .vectors import LANES, four, held, lane
+from .work import THREADS, Place
 
 BANKS = 32
 """Banks of shared memory, each of a float32."""
@@ -68,7 +68,8 @@ class Side:
         found = self.operand.unpack(fetched, self.begin + outer, depth)
         if self.ragged and self.masked:
             inside = bind(depth < self.depth)
-            found = [T.if_then_else(inside, v, splat(0.0, lanes_of(v))) for v in found]
+            zero = tirx.const(0.0, self.operand.element)
+            found = [T.if_then_else(inside, v, splat(zero, lanes_of(v))) for v in found]
         return found
 
 
@@ -113,12 +114,13 @@ class Panel:
     rows are permuted (exclusive or by multiples of 8) so that those writes hit different banks.
     """
 
-    def __init__(self, side: Side, tile: Tile, thread: Expr, memory: Buffer, begin: int) -> None:
-        self.side, self.step, self.thread = side, tile.step, thread
-        self.memory, self.flat, self.begin = memory, scalars(memory), begin
-        self.pitch = tile.pitch(side.operand, side.tile)
-        self.size = tile.step * self.pitch
+    def __init__(self, side: Side, tile: Tile, place: Place, begin: int) -> None:
         operand = side.operand
+        self.side, self.step, self.thread = side, tile.step, place.thread
+        self.memory = place.halves if operand.element == HALF else place.memory
+        self.flat, self.begin = scalars(self.memory), begin
+        self.pitch = tile.pitch(operand, side.tile)
+        self.size = tile.step * self.pitch
         self.permuted = operand.along_depth and operand.width == LANES and side.tile >= 16
         fetches = side.tile * tile.step // operand.width
         self.partial = fetches if fetches < THREADS else 0
@@ -188,12 +190,12 @@ class Panel:
 
     def read(self, base: Expr, k: int, near: Expr, far: int) -> Expr:
         """Return the vector `near` + `far` of row k of a stage at `base`."""
-        return bind(self.memory[base + k * self.pitch + self._permuted(k, near, far, 1)])
+        return _float(self.memory[base + k * self.pitch + self._permuted(k, near, far, 1)])
 
     def read_scalar(self, base: Expr, k: int, near: Expr, far: int) -> Expr:
         """Return the element `near` + `far` of row k of a stage at `base`."""
         at = self._permuted(k, near, far, LANES)
-        return bind(self.flat[(base + k * self.pitch) * LANES + at])
+        return _float(self.flat[(base + k * self.pitch) * LANES + at])
 
     def _permuted(self, k: int, near: Expr, far: int, unit: int) -> Expr:
         """Return where `near` + `far` lies in row k, in vectors (unit 1) or elements (unit 4)."""
@@ -239,9 +241,34 @@ def _elements(side: Side, step: int, count: int, first: Expr, depth: Expr) -> li
         for k in range(0, step, width if along else 1):
             fetched = bind(side.fetch(first + i, depth + k))
             values = side.unpack(fetched, first + i, depth + k)
-            for c, element in enumerate(e for value in values for e in _lanes(bind(value))):
+            for c, element in enumerate(e for value in values for e in _lanes(_float(value))):
                 found[k + c if along else k][i if along else i + c] = element
     return found
+
+
+def undone(left: Operand, right: Operand, finish: Finish) -> Finish:
+    """Return a finish that gets its values free of the factors' own scales."""
+    if left.undo is None and right.undo is None:
+        return finish
+
+    def unscaled(i: Expr, j: Expr, value: Expr) -> None:
+        lanes = lanes_of(value)
+        if left.undo is not None:
+            value = value * splat(left.undo(i), lanes)
+        if right.undo is not None:
+            columns = [right.undo(j + c) for c in range(lanes)]
+            value = value * (columns[0] if lanes == 1 else four(columns))
+        finish(i, j, bind(value))
+
+    return unscaled
+
+
+def _float(value: Expr) -> Expr:
+    """Return a scalar or vector, float16 or float32, as float32."""
+    value, lanes = bind(value), lanes_of(value)
+    if not str(value.ty.dtype).startswith(HALF):
+        return value
+    return held(T.Cast("float32" if lanes == 1 else f"float32x{lanes}", value))
 
 
 def _lanes(value: Expr) -> list[Expr]:

@@ -76,10 +76,13 @@ class Tile:
         """
         return extent // LANES + (operand.width > LANES and not operand.along_depth)
 
-    def vectors(self, left: Operand, right: Operand) -> int:
-        """Return the shared memory of a work-group, in vectors: two steps of both panels."""
-        pitches = self.pitch(left, self.rows) + self.pitch(right, self.columns)
-        return 2 * self.step * pitches
+    def vectors(self, left: Operand, right: Operand, element: str = "float32") -> int:
+        """Return the shared memory of a work-group, in vectors of four elements of a dtype.
+
+        Two steps of each panel that holds such.
+        """
+        sides = ((left, self.rows), (right, self.columns))
+        return 2 * self.step * sum(self.pitch(o, n) for o, n in sides if o.element == element)
 
 
 def plan_tile(rows: Expr, columns: int, depth: Expr) -> Tile:

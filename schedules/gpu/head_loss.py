@@ -110,7 +110,7 @@ class _HeadLoss:
 
     def _multiply(self, first: Expr) -> None:
         """Emit the logits of the chunk that begins at row `first`."""
-        left = by_rows(self.table, lambda row: self.chunks.row(row + first))
+        left = by_rows(self.gpu, self.table, lambda row: self.chunks.row(row + first))
         size = self.tokens.padded
         product = Product(
             self.gpu, self.chunks.size, size, self.columns, left, self.tokens.operand(), splits=1
@@ -160,7 +160,7 @@ class _HeadLoss:
         left = Operand(fetch, along_depth=False)
 
         def product(first: Expr) -> Product:
-            right = by_columns(self.table, lambda row: self.chunks.row(row + first))
+            right = by_columns(self.gpu, self.table, lambda row: self.chunks.row(row + first))
             tokens, rows = self.tokens.padded, self.chunks.size
             return Product(self.gpu, tokens, self.columns, rows, left, right)
 

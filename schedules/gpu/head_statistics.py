@@ -12,7 +12,7 @@ from .elements import constant, load, over_rows, store
 from .head_chunks import Chunks
 from .head_tokens import Tokens
 from .kernel import Gpu, launch, loop, registers, scratch, strided
-from .reduction import Reduction
+from .reduction import reduction
 from .vectors import LANES, held, lane
 
 BLOCK = 8
@@ -113,7 +113,8 @@ class Statistics:
         """
         strips = self.chunks.count * self.chunks.strips
         with launch([self.tokens.extent], [THREADS]) as (t, thread):
-            tops, totals = Reduction(THREADS, thread, combine=T.max), Reduction(THREADS, thread)
+            tops = reduction(self.gpu, THREADS, thread, combine=tirx.max)
+            totals = reduction(self.gpu, THREADS, thread)
             mine = registers([1])
 
             def reach(s: Expr) -> None:

@@ -100,7 +100,8 @@ class _Active(Work):
 
     def __init__(self, work: Work, is_active: Callable[[Expr], Expr]) -> None:
         self.work, self.is_active = work, is_active
-        self.groups, self.vectors, self.sums = work.groups, work.vectors, work.sums
+        self.groups, self.sums = work.groups, work.sums
+        self.vectors, self.halves = work.vectors, work.halves
 
     def turns(self, group: Expr) -> Expr:
         count = self.work.turns(group)
@@ -114,7 +115,7 @@ class _Active(Work):
         self.work.turn(place, index)
 
     def finish(self, place: Place) -> None:
-        if self.vectors:
+        if self.vectors or self.halves:
             self.work.finish(place)
         else:
             when(self.is_active(place.group), lambda: self.work.finish(place))

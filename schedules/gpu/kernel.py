@@ -9,7 +9,7 @@ reads. A typical rule::
         def body(x, y):
             rows, columns = shape(x)
             with launch([rows], [gpu.threads]) as (row, thread):
-                sums = Reduction(gpu.threads, thread)
+                sums = reduction(gpu, gpu.threads, thread)
                 sums.put([partial])
                 ...
 
@@ -30,7 +30,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from ...targets import Target
+from ...targets import MatrixUnit, Target
 from ..tir import Buffer, Expr, bind, static, when
 
 AXES = "xyz"
@@ -60,6 +60,27 @@ class Gpu:
     def shared(self) -> bool:
         """Whether memory shared by a work-group is faster than global memory."""
         return "shared_memory" in self.target.features
+
+    @property
+    def subgroup(self) -> int:
+        """Threads that run together; 0 where it is not known."""
+        assert self.target.limits is not None
+        return self.target.limits.subgroup
+
+    def matrix(self, factors: str) -> MatrixUnit | None:
+        """Return the unit of matrices of a dtype, None where there is none."""
+        return next((m for m in self.target.matrices if m.factors == factors), None)
+
+    @property
+    def halves(self) -> bool:
+        """Whether the device computes with float16."""
+        return "fp16" in self.target.features
+
+    @property
+    def subgroups(self) -> bool:
+        """Whether the threads of a subgroup can combine their values: the functions named
+        ``fabric_subgroup_*`` are there, which must be in control flow that is uniform."""
+        return "subgroup" in self.target.features
 
 
 def _int32(extent: Expr) -> Expr:

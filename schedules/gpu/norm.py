@@ -12,7 +12,7 @@ from ...targets import Target
 from ..tir import Buffer, Expr, bind, shape
 from .elements import constant, has_static_columns, load, splat, store
 from .kernel import Gpu, build, launch, registers, strided
-from .reduction import Reduction
+from .reduction import reduction
 from .vectors import LANES, lane
 
 
@@ -34,7 +34,7 @@ class _Row:
     def __init__(self, gpu: Gpu, thread: Expr, columns: int, sums: int) -> None:
         self.gpu, self.thread, self.columns, self.sums = gpu, thread, columns, sums
         self.lanes = LANES if columns % LANES == 0 else 1
-        self.reduction = Reduction(gpu.threads, thread, sums)
+        self.reduction = reduction(gpu, gpu.threads, thread, sums)
         self.mine = registers([sums])
 
     def each(self, body: Callable[[Expr], None]) -> None:

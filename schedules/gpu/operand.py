@@ -12,6 +12,7 @@ from .vectors import LANES, fours
 
 VECTOR = "float32x4"
 """The widest access of a thread: 16 bytes."""
+HALF, HALVES = "float16", "float16x4"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,13 @@ class Operand:
         The dtype of what `fetch` returns.
     unpack : callable
         ``unpack(fetched, outer, depth)`` returns the elements in order: a list of `width` / 4
-        float32x4, or for a width of 1 of one float32. It runs a while after the fetch.
+        vectors of four, or for a width of 1 of one scalar. It runs a while after the fetch.
+    element : str
+        The dtype of those: float32, or float16 to be held as such until they are multiplied, in
+        float32 as always.
+    undo : callable, optional
+        ``undo(outer)`` is the factor on every sum of a row or column, where the elements are its
+        multiples by a power of two.
     """
 
     fetch: Callable[[Expr, Expr], Expr]
@@ -39,6 +46,8 @@ class Operand:
     width: int = LANES
     dtype: str = VECTOR
     unpack: Callable[[Expr, Expr, Expr], list[Expr]] = lambda fetched, outer, depth: [fetched]
+    element: str = "float32"
+    undo: Callable[[Expr], Expr] | None = None
 
 
 def row_major(buffer: Buffer) -> Operand:
@@ -57,7 +66,12 @@ def depth_major(buffer: Buffer) -> Operand:
 
 def shifted(operand: Operand, outer: int = 0, depth: int = 0) -> Operand:
     """Return the part of an operand that begins at these coordinates, multiples of its width."""
-    return replace(operand, fetch=lambda o, k: operand.fetch(o + outer, k + depth))
+    undo = operand.undo
+    return replace(
+        operand,
+        fetch=lambda o, k: operand.fetch(o + outer, k + depth),
+        undo=None if undo is None else lambda o: undo(o + outer),
+    )
 
 
 def _wide(buffer: Buffer) -> bool:
@@ -66,9 +80,10 @@ def _wide(buffer: Buffer) -> bool:
 
 
 def scalars(buffer: Buffer) -> Buffer:
-    """Return a buffer of float32x4 as one of float32; inside a launch."""
+    """Return a buffer of vectors of four as one of scalars; inside a launch."""
     *outer, last = shape(buffer)
-    return T.decl_buffer([*outer, last * LANES], "float32", data=buffer.data, scope=buffer.scope())
+    dtype = str(buffer.dtype).split("x")[0]
+    return T.decl_buffer([*outer, last * LANES], dtype, data=buffer.data, scope=buffer.scope())
 
 
 def store_vector(buffer: Buffer, value: Expr, *index: Expr) -> None:

@@ -14,7 +14,7 @@ from ...targets import Target
 from ..tir import Buffer, Expr, bind, shape, static, when
 from .elements import constant, flat, load, over_flat, splat, store, threads
 from .kernel import Gpu, build, ceil_div, launch, registers, scratch, strided
-from .reduction import Reduction
+from .reduction import reduction
 from .vectors import LANES, lane
 
 STEPS = 4
@@ -83,11 +83,11 @@ def _group_sum(
     gpu: Gpu, thread: Expr, out: Buffer, place: Expr, terms: Callable[[Add], None]
 ) -> None:
     """Emit the sum of what each thread adds, and its store by one of them."""
-    reduction, mine = Reduction(gpu.threads, thread), registers([1])
+    sums, mine = reduction(gpu, gpu.threads, thread), registers([1])
     store(mine, constant(0.0, 1), 0)
     terms(lambda value: store(mine, mine[0] + value, 0))
-    reduction.put([mine[0]])
-    when(thread == 0, lambda: store(out, reduction.get(), place))
+    sums.put([mine[0]])
+    when(thread == 0, lambda: store(out, sums.get(), place))
 
 
 def _squares(gpu: Gpu, gradient: Buffer, first: Expr, add: Add) -> None:

@@ -1,4 +1,4 @@
-"""The embedding's or head's matrix in device memory, float16 or int8, read as float32."""
+"""The embedding's or head's matrix in device memory, float16 or int8, as a factor of products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, shape
 from .kernel import Gpu
-from .operand import VECTOR, Operand
+from .operand import HALF, Operand
 from .vectors import LANES, four, lane
 
 WIDE = 16
@@ -21,36 +21,27 @@ def is_readable(gpu: Gpu, table: Buffer) -> bool:
     return str(table.dtype) == "int8" or "fp16" in gpu.target.features
 
 
-def by_rows(table: Buffer, row_of: Callable[[Expr], Expr] = lambda row: row) -> Operand:
-    """Return the factor ``table[row_of(outer), depth]`` of a product, without its scale."""
-    width = _width(table)
-    fetch, unpack = _access(table, width)
-    return Operand(
-        lambda o, k: fetch(row_of(o), k),
-        True,
-        width,
-        _dtype(table, width),
-        lambda f, o, k: unpack(f),
-    )
+def by_rows(gpu: Gpu, table: Buffer, row_of: Callable[[Expr], Expr] = lambda row: row) -> Operand:
+    """Return the factor ``table[row_of(outer), depth]`` of a product, without its scale.
+
+    Its elements are halves, which hold either type exactly, where the device has them.
+    """
+    access = _Access(table, _width(table), gpu.halves)
+    return access.operand(True, lambda o, k: (row_of(o), k))
 
 
-def by_columns(table: Buffer, row_of: Callable[[Expr], Expr] = lambda row: row) -> Operand:
-    """Return the factor ``table[row_of(depth), outer]`` of a product, without its scale."""
-    width = _width(table)
-    fetch, unpack = _access(table, width)
-    return Operand(
-        lambda o, k: fetch(row_of(k), o),
-        False,
-        width,
-        _dtype(table, width),
-        lambda f, o, k: unpack(f),
-    )
+def by_columns(
+    gpu: Gpu, table: Buffer, row_of: Callable[[Expr], Expr] = lambda row: row
+) -> Operand:
+    """Return the factor ``table[row_of(depth), outer]`` of a product, see :func:`by_rows`."""
+    access = _Access(table, _width(table), gpu.halves)
+    return access.operand(False, lambda o, k: (row_of(k), o))
 
 
 def elements(table: Buffer, row: Expr, column: Expr) -> Expr:
     """Return four float32 from a column on that is a multiple of four, or one of an odd table."""
-    fetch, unpack = _access(table, min(_width(table), LANES))
-    return unpack(bind(fetch(row, column)))[0]
+    access = _Access(table, min(_width(table), LANES), halves=False)
+    return access.unpack(bind(access.fetch(row, column)))[0]
 
 
 def _width(table: Buffer) -> int:
@@ -59,39 +50,59 @@ def _width(table: Buffer) -> int:
     return next((width for width in widths if shape(table)[1] % width == 0), 1)
 
 
-def _dtype(table: Buffer, width: int) -> str:
-    """Return the type of what an access of a width reads."""
-    if width == WIDE:
-        return "int32x4"
-    if width == LANES:
-        return f"int8x{LANES}" if str(table.dtype) == "int8" else "int32x2"
-    return str(table.dtype)
+class _Access:
+    """How a table is read: `width` elements at a row and column, and what becomes of them.
 
+    Parameters
+    ----------
+    table : Buffer
+        ``(V, H)`` float16 or int8.
+    width : int
+        Elements of an access, see :func:`_width`.
+    halves : bool
+        Whether the elements become float16, else float32.
+    """
 
-def _access(
-    table: Buffer, width: int
-) -> tuple[Callable[[Expr, Expr], Expr], Callable[[Expr], list[Expr]]]:
-    """Return what reads `width` elements at a row and column, and what makes float32 of them."""
-    dtype = _dtype(table, width)
+    def __init__(self, table: Buffer, width: int, halves: bool) -> None:
+        self.table, self.width, self.halves = table, width, halves
+        self.half = str(table.dtype) == HALF
+        # Without arithmetic on halves a load is of whole words.
+        self.words = self.half and not halves and width > 1
+        wide = {WIDE: "int32x4", LANES: f"{table.dtype}x{LANES}", 1: str(table.dtype)}[width]
+        self.dtype = "int32x2" if self.words else wide
 
-    def fetch(row: Expr, column: Expr) -> Expr:
-        if width == 1:
-            return table[row, column]
-        rows, columns = shape(table)
-        view = T.decl_buffer([rows, columns // width], dtype, data=table.data)
-        return view[row, column // width]
+    def operand(self, along_depth: bool, place: Callable[[Expr, Expr], tuple]) -> Operand:
+        """Return the factor whose elements are at the row and column ``place(outer, depth)``."""
+        return Operand(
+            lambda o, k: self.fetch(*place(o, k)),
+            along_depth,
+            self.width,
+            self.dtype,
+            lambda fetched, o, k: self.unpack(fetched),
+            HALF if self.halves else "float32",
+        )
 
-    def unpack(fetched: Expr) -> list[Expr]:
-        if width == 1:
-            return [T.Cast("float32", fetched)]
-        if dtype == "int32x2":
+    def fetch(self, row: Expr, column: Expr) -> Expr:
+        """Return what memory holds there."""
+        if self.width == 1:
+            return self.table[row, column]
+        rows, columns = shape(self.table)
+        view = T.decl_buffer([rows, columns // self.width], self.dtype, data=self.table.data)
+        return view[row, column // self.width]
+
+    def unpack(self, fetched: Expr) -> list[Expr]:
+        """Return the elements of what :meth:`fetch` got, in vectors of four or by itself."""
+        if self.words:
             return [_halves(fetched)]
-        if width == LANES:
-            return [T.Cast(VECTOR, fetched)]
-        words = [lane(fetched, i) for i in range(WIDE // LANES)]
-        return [T.Cast(VECTOR, T.call_pure_extern("int8x4", "as_char4", word)) for word in words]
-
-    return fetch, unpack
+        vectors = [fetched]
+        if self.width == WIDE:
+            words = [lane(fetched, i) for i in range(WIDE // LANES)]
+            vectors = [T.call_pure_extern("int8x4", "as_char4", word) for word in words]
+        if self.half and self.halves:
+            return vectors
+        element = HALF if self.halves else "float32"
+        dtype = element if self.width == 1 else f"{element}x{LANES}"
+        return [T.Cast(dtype, vector) for vector in vectors]
 
 
 def _halves(words: Expr) -> Expr:

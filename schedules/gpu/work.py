@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, branch
 from .kernel import barrier, launch, loop, registers, shared
-from .operand import VECTOR, zero_vector
+from .operand import HALVES, VECTOR, zero_vector
 
 THREADS = 64
 """Threads of a work-group of every work."""
@@ -29,8 +29,8 @@ class Place:
     ----------
     group, thread : PrimExpr
         The work-group, counted from the work's first, and the thread in it.
-    memory : Buffer
-        Shared memory, float32x4; None where no work of the launch needs any.
+    memory, halves : Buffer
+        Shared memory, float32x4 and float16x4; None where no work of the launch needs any.
     sums : Buffer
         Registers, float32x4, that hold from one part of the work to the next; they begin as zeros.
     """
@@ -38,6 +38,7 @@ class Place:
     group: Expr
     thread: Expr
     memory: Buffer
+    halves: Buffer
     sums: Buffer
 
 
@@ -48,14 +49,15 @@ class Work:
     ----------
     groups : PrimExpr or int
         Its work-groups.
-    vectors : int
-        The shared memory of one, in float32x4.
+    vectors, halves : int
+        The shared memory of one, in float32x4 and in float16x4.
     sums : int
         The registers of a thread that hold, in float32x4.
     """
 
     groups: Expr
     vectors = 0
+    halves = 0
     sums = 0
 
     def turns(self, group: Expr) -> Expr:
@@ -77,20 +79,26 @@ class Work:
 
 def launch_works(works: Sequence[Work]) -> None:
     """Emit one launch that does several works; the first one's groups start first."""
-    memory_size, sums_size = max(w.vectors for w in works), max(w.sums for w in works)
+    sizes = max(w.vectors for w in works), max(w.halves for w in works)
+    sums_size = max(w.sums for w in works)
     ends: list[Expr] = []
     for work in works:
         ends.append(work.groups + (ends[-1] if ends else 0))
     with launch([ends[-1]], [THREADS]) as (group, thread):
-        memory = shared([memory_size], VECTOR) if memory_size else None
+        memory, halves = (
+            shared([size], dtype) if size else None
+            for size, dtype in zip(sizes, (VECTOR, HALVES), strict=True)
+        )
         sums = registers([sums_size], VECTOR) if sums_size else None
         for i in range(sums_size):
             T.buffer_store(sums, zero_vector(), [i])
 
         def each(emit: Callable[[Work, Place], None]) -> None:
-            _choose(works, ends, group, lambda w, g: emit(w, Place(g, thread, memory, sums)))
+            _choose(
+                works, ends, group, lambda w, g: emit(w, Place(g, thread, memory, halves, sums))
+            )
 
-        if memory_size:
+        if any(sizes):
             each(lambda work, place: work.start(place))
             barrier()
             with loop(_turns(works, ends, group)) as index:

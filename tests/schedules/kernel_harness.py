@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 import tvm
 from bitfabric.compiler.device_code import NAME as DEVICE_CODE
-from bitfabric.runtime.backends import load_backend
+from bitfabric.runtime.backends import devices, load_backend
 from bitfabric.schedules import schedule
-from bitfabric.targets import FabricError, Target
+from bitfabric.targets import APIS, Target, get_target
 from bitfabric.targets.cpu import AVX2, AVX512_VNNI, NEON_DOT, X86_64, cpu_flags
-from bitfabric.targets.opencl import OPENCL
 from tvm import relax, tirx
+
+from ..devices import missing, needs
 
 Size = Any
 """An extent: an int, or a variable."""
+LIMITS = ("max_threads_per_block", "max_num_threads", "max_shared_memory_per_block")
+"""What a TVM target says of a work-group."""
 
 
 def can_run(target: Target) -> bool:
@@ -38,23 +42,49 @@ every_target = pytest.mark.parametrize(
 )
 
 
-def _opencl_missing() -> str:
-    """Return why there is no OpenCL device here; nothing where there is one."""
-    try:
-        load_backend("opencl")
-    except FabricError as error:
-        return str(error)
-    return "" if tvm.runtime.device("opencl", 0).exist else "there is no OpenCL device"
+def device_target(kind: str) -> Target:
+    """Return the target of the device here that uses all it has; the generic one without any."""
+    generic = get_target(kind)
+    if missing(kind):
+        return generic
+    own = APIS[kind].from_device(devices(kind)[0])
+    return replace(generic, features=generic.features | own.features) if kind == "opencl" else own
 
 
-every_gpu = pytest.mark.parametrize(
-    "target",
-    [
-        pytest.param(t, marks=pytest.mark.skipif(bool(_opencl_missing()), reason=_opencl_missing()))
-        for t in (OPENCL,)
-    ],
-    ids=lambda target: target.name,
-)
+def through(kind: str, layout: Target) -> Target:
+    """Return a target that lays kernels out as `layout` does, for the device of an API."""
+    target = device_target(kind)
+    own = {name: layout.options[name] for name in LIMITS}
+    # A processor that poses as a device gains nothing from shared memory, but it has it, and any
+    # compiler of OpenCL C makes a dot product of other instructions.
+    always = {"shared_memory"} | ({"int8_dot"} if kind == "opencl" else set())
+    features = layout.features & (target.features | always)
+    return replace(layout, options=target.options | own, device=kind, features=features)
+
+
+def _every(target: Callable[[str], Target], *names: str) -> list[Any]:
+    return [
+        pytest.param(target(kind), marks=needs(kind), id="-".join((kind, *names))) for kind in APIS
+    ]
+
+
+def layouts(*targets: Target) -> pytest.MarkDecorator:
+    """Return a mark that lays kernels out as each of these targets, for every API's device."""
+    every = (_every(lambda kind, t=t: through(kind, t), t.name) for t in targets)
+    return pytest.mark.parametrize("target", [each for several in every for each in several])
+
+
+def with_half(target: Target) -> Target:
+    """Return a target whose kernels may use 16-bit floats."""
+    return replace(target, features=target.features | {"fp16"})
+
+
+def tolerance(target: Target, exact: float) -> float:
+    """Return how far off gradients may be: as far as float32, or as halves are."""
+    return 1e-3 if "fp16" in target.features else exact
+
+
+every_gpu = pytest.mark.parametrize("target", _every(device_target))
 
 
 def prim_func(

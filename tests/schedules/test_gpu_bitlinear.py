@@ -15,7 +15,7 @@ from bitfabric.targets import Target
 from bitfabric.targets.opencl import MALI, NVIDIA, OPENCL
 from tvm import tirx
 
-from .kernel_harness import compiled, every_gpu, prim_func, run
+from .kernel_harness import compiled, every_gpu, layouts, prim_func, run
 from .linear_reference import LinearCase
 from .test_cpu_bitlinear import _close, _forward, _group, _types
 
@@ -38,16 +38,14 @@ CASES = {
     "few tokens": LinearCase(_group(4688, (64, 96), (True, True)), 3, 9, 1.0, False),
     "many tokens": LinearCase(_group(80, (272,), (True,)), 1030, 4, 2.0, False),
 }
-every_layout = pytest.mark.parametrize("layout", [OPENCL, NVIDIA, MALI], ids=lambda t: t.name)
+every_layout = layouts(OPENCL, NVIDIA, MALI)
 every_case = pytest.mark.parametrize("case", list(CASES.values()), ids=list(CASES))
 
 
-@every_gpu
 @every_layout
 @every_case
-def test_forward(target: Target, layout: Target, case: LinearCase) -> None:
-    assert layout.device == target.device
-    (y,) = run(_forward(case), layout, case.inputs, [(case.tokens, case.group.rows)])
+def test_forward(target: Target, case: LinearCase) -> None:
+    (y,) = run(_forward(case), target, case.inputs, [(case.tokens, case.group.rows)])
     expected = case.forward()
     if case.rank is None:
         # Two float32 roundings of an exact integer.
@@ -55,11 +53,10 @@ def test_forward(target: Target, layout: Target, case: LinearCase) -> None:
     _close(y, expected, 1e-6)
 
 
-@every_gpu
 @every_layout
-def test_forward_of_any_token_count_and_rank(target: Target, layout: Target) -> None:
+def test_forward_of_any_token_count_and_rank(target: Target) -> None:
     group = _group(96, (32, 48, 16), (True, False, True))
-    kernel = compiled(_forward(LinearCase(group, 1, 1, 2.0, False), symbolic=True), layout)
+    kernel = compiled(_forward(LinearCase(group, 1, 1, 2.0, False), symbolic=True), target)
     device = tvm.runtime.device(target.device, 0)
     for tokens, rank in itertools.product((1, 3, 16, 21), (1, 8, 13)):
         case = LinearCase(group, tokens, rank, 2.0, False)

@@ -27,6 +27,8 @@ CASES = {
     "batch": ([2, 0, 1], [5, 140, 17]),
     # A block of several sequences, and one of a few tokens.
     "mixed": ([0] * 9 + [2] * 9 + [1], [*range(9), *range(30, 39), 3]),
+    # Enough tokens that those of mixed blocks share work-groups.
+    "several": ([0] * 40 + [2] * 30 + [1], [*range(40), *range(30, 60), 3]),
 }
 
 

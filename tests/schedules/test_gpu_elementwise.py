@@ -24,8 +24,8 @@ from bitfabric.targets import FabricError, Target
 from bitfabric.targets.opencl import OPENCL
 from tvm import relax, tirx
 
-from .kernel_harness import every_gpu, prim_func, run
-from .test_gpu_logits import HALF, pointers_to_half  # noqa: F401
+from .kernel_harness import every_gpu, prim_func, run, with_half
+from .test_gpu_logits import pointers_to_half  # noqa: F401
 
 F32, I32 = "float32", "int32"
 ROWS = [(3, 37), (5, 768)]
@@ -118,7 +118,7 @@ def test_embed_of_halves(target: Target) -> None:
     table = np.where(np.isfinite(table), table, np.float16(0)).astype("float16")
     tokens = np.array([3, 49, 0, 3, 63], I32)
     function = prim_func("embed", _embed_halves, [((5,), I32), ((64, 64), "float16")])
-    (x,) = run(function, HALF, [tokens, table], [(5, 64)])
+    (x,) = run(function, with_half(target), [tokens, table], [(5, 64)])
     np.testing.assert_array_equal(x, table[tokens].astype(F32))
 
 
@@ -162,7 +162,6 @@ def test_several_tensors_are_accumulated_at_once(target: Target) -> None:
     found = run(function, target, arrays)
     for total, term, after in zip(arrays[:4], arrays[4:], found[:4], strict=True):
         np.testing.assert_array_equal(after, total + term)
-
 
 
 @every_gpu

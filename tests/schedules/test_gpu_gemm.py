@@ -20,9 +20,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .kernel_harness import every_gpu
+from .kernel_harness import every_gpu, layouts
 
-every_layout = pytest.mark.parametrize("layout", [OPENCL, MALI], ids=lambda t: t.name)
+every_layout = layouts(OPENCL, MALI)
 """One target with memory shared by a work-group, one without."""
 
 
@@ -87,24 +87,20 @@ def _close(found: np.ndarray, expected: np.ndarray) -> None:
 SIZES = [(64, 64, 64), (70, 100, 300), (128, 80, 520), (17, 33, 37), (1, 16, 200), (40, 20, 3)]
 
 
-@every_gpu
 @every_layout
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("order", ["rr", "rd", "dr", "dd"])
-def test_every_size_and_order(
-    target: Target, layout: Target, size: tuple[int, int, int], order: str
-) -> None:
-    _close(*_product(layout, *size, order))
+def test_every_size_and_order(target: Target, size: tuple[int, int, int], order: str) -> None:
+    _close(*_product(target, *size, order))
 
 
-@every_gpu
 @every_layout
-def test_symbolic_rows(target: Target, layout: Target) -> None:
+def test_symbolic_rows(target: Target) -> None:
     for rows in (1, 77):
-        _close(*_product(layout, rows, 132, 68, "rd", symbolic=True))
+        _close(*_product(target, rows, 132, 68, "rd", symbolic=True))
 
 
-@every_gpu
+@layouts(OPENCL)
 @pytest.mark.parametrize(
     "tile",
     [Tile(128, 64, 16, 8), Tile(32, 64, 4, 8), Tile(16, 32, 2, 4), Tile(16, 16, 1, 4, step=64)],
@@ -128,13 +124,12 @@ def test_every_tile_and_split(target: Target, tile: Tile, splits: int) -> None:
     _close(*_run(target, body, types, [a, b], (70, 80)), a.astype("float64") @ b)
 
 
-@every_gpu
 @every_layout
-def test_works_of_different_length_share_a_launch(target: Target, layout: Target) -> None:
+def test_works_of_different_length_share_a_launch(target: Target) -> None:
     a, b = _normal(37, 160), _normal(24, 160)
 
     def body(x: Any, y: Any, long: Any, short: Any) -> None:
-        left, right, gpu = row_major(x), row_major(y), Gpu(layout)
+        left, right, gpu = row_major(x), row_major(y), Gpu(target)
         whole = Product(gpu, 37, 24, 160, left, right, splits=1)
         rest = Product(gpu, 37, 8, 20, shifted(left, depth=140), shifted(right, 16, 140), splits=1)
         launch_works(
@@ -145,14 +140,13 @@ def test_works_of_different_length_share_a_launch(target: Target, layout: Target
         )
 
     shapes = [a.shape, b.shape, (37, 24), (37, 8)]
-    found = _run(layout, body, [(s, "float32") for s in shapes], [a, b], *shapes[2:])
+    found = _run(target, body, [(s, "float32") for s in shapes], [a, b], *shapes[2:])
     _close(found[0], a.astype("float64") @ b.T)
     _close(found[1], a[:, 140:].astype("float64") @ b[16:, 140:].T)
 
 
-@every_gpu
 @every_layout
-def test_operands_may_be_anything_that_unpacks(target: Target, layout: Target) -> None:
+def test_operands_may_be_anything_that_unpacks(target: Target) -> None:
     rng = np.random.default_rng(3)
     x, codes = _normal(9, 48), rng.integers(-128, 128, (20, 48)).astype("int8")
     scale = rng.uniform(0.5, 1.5, 20).astype("float32")
@@ -164,11 +158,11 @@ def test_operands_may_be_anything_that_unpacks(target: Target, layout: Target) -
             return [T.Cast(VECTOR, bits) * T.broadcast(scales[row], 4)]
 
         table = Operand(lambda row, k: words[row, k // 4], dtype="int32", unpack=unpack)
-        gpu = Gpu(layout)
+        gpu = Gpu(target)
         matmul(gpu, 9, 20, 48, row_major(left), table, lambda i, j, v: store_vector(y, v + v, i, j))
 
     types = [(x.shape, "float32"), ((20, 12), "int32"), ((20,), "float32"), ((9, 20), "float32")]
-    (found,) = _run(layout, body, types, [x, codes.view("int32"), scale], (9, 20))
+    (found,) = _run(target, body, types, [x, codes.view("int32"), scale], (9, 20))
     _close(found, 2.0 * x.astype("float64") @ (codes * scale[:, None].astype("float64")).T)
 
 

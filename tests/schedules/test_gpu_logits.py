@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +15,9 @@ from bitfabric.targets import Target
 from bitfabric.targets.opencl import OPENCL
 from tvm import relax, tirx
 
-from .kernel_harness import every_gpu, prim_func, run
+from .kernel_harness import every_gpu, prim_func, run, with_half
 from .test_cpu_head import _table, _types
 
-HALF = replace(OPENCL, features=OPENCL.features | {"fp16"})
 SIZES = [(1, 48, 50), (5, 64, 1999), (6, 784, 333), (1, 768, 131)]
 
 
@@ -50,7 +48,7 @@ def pointers_to_half() -> Iterator[None]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.usefixtures("pointers_to_half")
 def test_logits(target: Target, dtype: str, symbolic: bool, size: tuple[int, int, int]) -> None:
-    target = HALF if dtype == "float16" else target
+    target = with_half(target) if dtype == "float16" else target
     tokens, columns, rows = size
     tensors, weight = _table(dtype, rows, columns)
     h = np.random.default_rng(1).standard_normal((tokens, columns)).astype("float32")
@@ -69,7 +67,7 @@ def test_every_half(target: Target) -> None:
     for column in range(16):
         table[column::16, column] = finite[column::16]
     h[:] = 1.0
-    (out,) = run(_function(1, 16, [table]), HALF, [h, table], [(1, 1 << 16)])
+    (out,) = run(_function(1, 16, [table]), with_half(target), [h, table], [(1, 1 << 16)])
     np.testing.assert_array_equal(out[0], finite.astype("float32"))
 
 
@@ -77,5 +75,5 @@ def test_the_rule_is_chosen() -> None:
     tensors, _ = _table("int8", 50, 48)
     assert schedule(_function(1, 48, tensors), OPENCL)[0].endswith("gpu.logits")
     halves, _ = _table("float16", 50, 48)
-    assert schedule(_function(1, 48, halves), HALF)[0].endswith("gpu.logits")
+    assert schedule(_function(1, 48, halves), with_half(OPENCL))[0].endswith("gpu.logits")
     assert by_rows(_function(1, 48, halves), {}, OPENCL) is None

@@ -1,0 +1,263 @@
+"""A work-group's tile of a product on matrix units: its loop over the depth.
+
+Step by step the work-group reads both factors into registers, writes them to one of two stages of
+shared memory, in the form that the unit takes, and multiplies the other stage meanwhile. The sums
+are in shared memory in the end, for whoever finishes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import MatrixUnit
+from ..tir import Buffer, Expr, bind, shape, static, when
+from .kernel import Gpu, barrier, ceil_div, loop, registers, shared
+from .matrix_tile import MatrixTile
+from .matrix_unit import LEFT, RIGHT, SUM, Fragments, multiply
+from .vectors import LANES, held, lane
+
+WORD = 4
+"""Bytes of an int32."""
+
+
+class Factor(Protocol):
+    """The right factor: packed words that become one or more vectors each.
+
+    Attributes
+    ----------
+    rows, columns : int
+        A step of it in shared memory: its rows, and the vectors of four words of a row.
+    by_row : bool
+        Whether its rows are the depth; else they are the columns of the result.
+    words : int
+        Packed words of a step.
+    """
+
+    rows: int
+    columns: int
+    by_row: bool
+    words: int
+
+    def fetch(self, index: Expr, step: Expr) -> Expr:
+        """Return one of a step's packed words."""
+
+    def unpack(self, index: Expr, word: Expr) -> list[tuple[Expr, Expr, Expr]]:
+        """Return the row, the column and the value of each vector that a word becomes."""
+
+
+class MatrixBlock:
+    """The loop of a launch.
+
+    Parameters
+    ----------
+    gpu : Gpu
+        The target's processor.
+    unit : MatrixUnit
+        Its unit.
+    tile : MatrixTile
+        The work-groups' outputs.
+    left : callable
+        ``left(row, vector)`` returns four words of the left factor; its rows fill whole tiles.
+    depth : int
+        The vectors of a row of it.
+    right : Factor
+        The right factor.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        unit: MatrixUnit,
+        tile: MatrixTile,
+        left: Callable[[Expr, Expr], Expr],
+        depth: int,
+        right: Factor,
+    ) -> None:
+        step = tile.step
+        self.unit, self.tile, self.step = unit, tile, step
+        self.left, self.right = left, right
+        self.threads = tile.threads(gpu.subgroup)
+        self.steps = depth // step
+        self.bytes = 1 if unit.factors == "int8" else 2
+        # Shared memory is of vectors at which a fragment may begin.
+        self.lanes = min(LANES, unit.depth * self.bytes // WORD)
+        self.pieces = LANES // self.lanes
+        # Rows are a vector longer than what they hold, so that neighbours begin in other banks.
+        self.left_pitch = step * self.pieces + 1
+        self.right_pitch = right.columns * self.pieces + 1
+        self.pitch = tile.columns // self.lanes + 1
+        self.stage = tile.rows * self.left_pitch + right.rows * self.right_pitch
+
+    @property
+    def vectors(self) -> int:
+        """The vectors of shared memory: two steps of both factors, or a part of the result."""
+        return max(2 * self.stage, self.tile.rows // self.tile.passes * self.pitch)
+
+    def emit(self, thread: Expr, row: Expr, finish: Callable[[Share], None]) -> None:
+        """Emit the sums of the tile whose first row is `row`, inside a launch.
+
+        ``finish(share)`` emits what becomes of them, for each part of the tile.
+        """
+        self.thread, self.row = thread, row
+        self.memory = shared([self.vectors], f"int32x{self.lanes}")
+        high, wide = self.tile.grid(self.unit)
+        subgroup = held(T.call_pure_extern("int32", "fabric_subgroup_id"))
+        self.top = bind(subgroup // self.tile.across * (high * self.unit.rows))
+        self.side = bind(subgroup % self.tile.across * (wide * self.unit.columns))
+        sums = Fragments(self.unit, SUM, high * wide)
+        sums.clear()
+        self.held = registers([self._turns(self.tile.rows * self.step)], f"int32x{LANES}")
+        self.words = registers([self._turns(self.right.words)], "int32")
+        self._fetch(0)
+        self._put(0)
+        barrier()
+        with loop(self.steps) as index:
+            # The last turn brings its own step again: cheaper than a branch.
+            self._fetch(bind(tirx.min(index + 1, self.steps - 1)))
+            self._multiply(bind(index % 2), sums)
+            self._put(bind((index + 1) % 2))
+            barrier()
+        height = self.tile.rows // self.tile.passes
+        for part in range(self.tile.passes):
+            if part:
+                barrier()
+            mine = self.top // height == part
+            store = partial(self._store, sums, part * height)
+            store() if self.tile.passes == 1 else when(mine, store)
+            barrier()
+            finish(Share(self, part * height, height))
+
+    def _store(self, sums: Fragments, first: int) -> None:
+        """Emit the writing of a subgroup's sums to shared memory, which begins at a row."""
+        high, wide = self.tile.grid(self.unit)
+        for i in range(high):
+            for j in range(wide):
+                place = (self.top - first + i * self.unit.rows) * self.pitch
+                place = place + (self.side + j * self.unit.columns) // self.lanes
+                sums.store(i * wide + j, self.memory, place, self.pitch * self.lanes)
+
+    def sums(self, row: Expr, vector: Expr) -> list[Expr]:
+        """Return four sums of a row of the part in shared memory, as int32."""
+        place = row * self.pitch + vector * self.pieces
+        pieces = [bind(self.memory[place + p]) for p in range(self.pieces)]
+        return [lane(piece, c) for piece in pieces for c in range(self.lanes)]
+
+    def _turns(self, count: int) -> int:
+        return ceil_div(count, self.threads)
+
+    def _each(self, count: int, body: Callable[[int, Expr], None]) -> None:
+        """Emit ``body(c, index)`` for the c-th of a thread's share of so many places."""
+        for c in range(self._turns(count)):
+            index = bind(self.thread + c * self.threads)
+            if (c + 1) * self.threads <= count:
+                body(c, index)
+            else:
+                when(index < count, partial(body, c, index))
+
+    def _fetch(self, step: Expr) -> None:
+        """Emit the reading of a step of both factors."""
+        first = bind(step * self.step)
+
+        def left(c: int, index: Expr) -> None:
+            value = self.left(self.row + index // self.step, first + index % self.step)
+            T.buffer_store(self.held, value, [c])
+
+        def right(c: int, index: Expr) -> None:
+            T.buffer_store(self.words, self.right.fetch(index, step), [c])
+
+        self._each(self.tile.rows * self.step, left)
+        self._each(self.right.words, right)
+
+    def _put(self, stage: Expr) -> None:
+        """Emit the writing of what was read to shared memory."""
+        base = bind(stage * self.stage)
+        second = bind(base + self.tile.rows * self.left_pitch)
+
+        def left(c: int, index: Expr) -> None:
+            row, column = index // self.step, index % self.step
+            self._write(base + row * self.left_pitch + column * self.pieces, bind(self.held[c]))
+
+        def right(c: int, index: Expr) -> None:
+            for row, column, value in self.right.unpack(index, self.words[c]):
+                self._write(second + row * self.right_pitch + column * self.pieces, value)
+
+        self._each(self.tile.rows * self.step, left)
+        self._each(self.right.words, right)
+
+    def _write(self, place: Expr, vector: Expr) -> None:
+        """Emit the store of four words."""
+        if self.pieces == 1:
+            T.buffer_store(self.memory, vector, [place])
+            return
+        begin = bind(place)
+        for p in range(self.pieces):
+            piece = tirx.Shuffle([vector], [p * self.lanes + c for c in range(self.lanes)])
+            T.buffer_store(self.memory, piece, [begin + p])
+
+    def _multiply(self, stage: Expr, sums: Fragments) -> None:
+        """Emit a subgroup's products of the step in a stage."""
+        unit, memory = self.unit, self.memory
+        high, wide = self.tile.grid(unit)
+        left, right = Fragments(unit, LEFT, high), Fragments(unit, RIGHT, wide)
+        base = bind(stage * self.stage)
+        second = bind(base + self.tile.rows * self.left_pitch)
+        elements = self.lanes * WORD // self.bytes  # of a vector
+        for depth in range(0, self.step * LANES * WORD // self.bytes, unit.depth):
+            for i in range(high):
+                place = base + (self.top + i * unit.rows) * self.left_pitch + depth // elements
+                left.load(i, memory, place, self.left_pitch * elements, by_row=True)
+            for j in range(wide):
+                column = self.side + j * unit.columns
+                if self.right.by_row:
+                    place = second + depth * self.right_pitch + column // elements
+                else:
+                    place = second + column * self.right_pitch + depth // elements
+                right.load(j, memory, place, self.right_pitch * elements, self.right.by_row)
+            for i in range(high):
+                for j in range(wide):
+                    multiply(sums, i * wide + j, left, i, right, j)
+
+
+class Share:
+    """A thread's share of a part of a tile: vectors of four columns of some rows.
+
+    Attributes
+    ----------
+    vector : PrimExpr
+        Its vector of a row.
+    rows : list of PrimExpr
+        Its rows of the result.
+    """
+
+    def __init__(self, block: MatrixBlock, first: int, height: int) -> None:
+        across = block.tile.columns // LANES
+        apart = block.threads // across
+        below = bind(block.thread // across)
+        self.block, self.vector = block, bind(block.thread % across)
+        self._below = [below + i * apart for i in range(height // apart)]
+        self.rows = [bind(block.row + first + row) for row in self._below]
+
+    def sums(self) -> list[list[Expr]]:
+        """Return the four sums of each row, as int32."""
+        return [self.block.sums(row, self.vector) for row in self._below]
+
+    def store(self, y: Buffer, column: Expr, values: Buffer) -> None:
+        """Emit the store of the vectors at a column of a ``(T, N)`` float32x4 buffer."""
+        total, width = shape(y)
+        tile = self.block.tile
+        for i, row in enumerate(self.rows):
+            put = partial(T.buffer_store, y, values[i], [row, column])
+            conditions = []
+            if static(total) is None or total % tile.rows:
+                conditions.append(row < total)
+            if width * LANES % tile.columns:
+                conditions.append(column < width)
+            if conditions:
+                when(tirx.all(*conditions), put)
+            else:
+                put()

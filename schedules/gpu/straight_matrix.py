@@ -1,0 +1,218 @@
+"""The adjoint of ternary projections on matrix units of 16-bit floats, which sum in 32 bits.
+
+Four launches, of which two each need not wait for each other: the rows of dy as scaled 16-bit
+floats, and the adapters' thin factors; the product with the weights, with what the adapters add,
+and the adapters' gradients.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import MatrixUnit, Target
+from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..tir import Buffer, Expr, bind, shape, splat, static
+from .bitlinear_vjp import Lora
+from .halves import Halves
+from .kernel import Gpu, build, ceil_div, launch, loop, registers
+from .matrix_block import MatrixBlock, Share
+from .matrix_tile import MatrixTile, choose
+from .ternary_matrix import FEWEST
+from .thin_factors import Thin, emit_thin
+from .vectors import LANES, four, fours, held, lane
+from .work import launch_works
+
+EIGHT = 8
+"""16-bit floats of a vector of four words."""
+PAIRS = 0x00030003
+"""The places of two codes in a word of two 16-bit floats."""
+MAGIC = 0x64006400
+"""The bits of 1024 in both: with a code in the low bits it is 1024 + code."""
+
+
+def units(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out `bitlinear_vjp` on matrix units; None without any, or for few tokens."""
+    parts, gpu = segments(parameters), Gpu(target)
+    unit, tokens = gpu.matrix("float16"), static(function.params[0].shape[0])
+    if unit is None or not aligned(parts) or tokens is None or tokens < FEWEST:
+        return None
+    columns = shape(function.params[2])[1] * TILE
+    tile = choose(gpu, unit, tokens, columns, parts[-1].end // EIGHT, EIGHT)
+    if tile is None:
+        return None
+    scale = float(parameters["lora_scale"])
+
+    def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        halves = _halves(parts, tile, dy, scales)
+        launch_works([halves])
+        product = _Product(gpu, unit, tile, packed, halves)
+        if len(rest) == 1:
+            product.emit(rest[0], None)
+            return
+        separate = len(rest) == 7
+        a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
+        dx, da, db, *through = rest[3:] if separate else rest[2:]
+        lora = Lora(gpu, parts, scale, dy, lora_input, a, b, whole=True)
+        _thin_factors(lora)
+        product.emit(dx, None if separate else lora)
+        apart = [lora.through(through[0])] if separate else []
+        launch_works([*apart, *lora.gradients(da, db)])
+
+    return build(function, body)
+
+
+def _halves(parts: list[Segment], tile: MatrixTile, dy: Buffer, scales: Buffer) -> Halves:
+    """Return the work of dy times the scales of its columns' projections."""
+    tokens, rows = shape(dy)
+
+    def fetch(token: Expr, vector: Expr) -> Expr:
+        scale = bind(by_segment(parts, vector * LANES, lambda p: scales[p.index]))
+        return fours(dy)[token, vector] * splat(scale, LANES)
+
+    return Halves(tokens, ceil_div(tokens, tile.rows) * tile.rows, rows, fetch)
+
+
+def _thin_factors(lora: Lora) -> None:
+    """Emit the launch of u and du."""
+    x, dy, a, b = (fours(buffer) for buffer in (lora.x, lora.dy, lora.a, lora.b))
+
+    def up(part: Segment) -> Thin:
+        first, column = part.begin // LANES, part.column // LANES
+        return Thin(
+            lambda token, v: dy[token, first + v],
+            lambda j, v: b[j, column + v],
+            (part.end - part.begin) // LANES,
+            lora.du,
+            part.adapter * lora.rank,
+        )
+
+    def down(slot: int) -> Thin:
+        return Thin(
+            lambda token, v: x[token, v],
+            lambda j, v: a[slot, j, v],
+            lora.columns // LANES,
+            lora.u,
+            slot * lora.rank,
+        )
+
+    products = [*map(up, lora.adapted), *map(down, range(lora.adapters))]
+    emit_thin(lora.gpu, lora.tokens, lora.rank, lora.scale, products)
+
+
+class _Weights:
+    """The weights as 16-bit floats: a word is two vectors of a row of the depth.
+
+    Of each four columns the middle ones change places, which is how they come out of a word.
+    """
+
+    by_row = True
+
+    def __init__(self, tile: MatrixTile, packed: Buffer, first: Expr) -> None:
+        self.packed, self.first, self.ragged = packed, first, shape(packed)[1] * TILE % tile.columns
+        self.rows, self.columns = tile.step * EIGHT, tile.columns // EIGHT
+        self.across = tile.columns // TILE
+        self.words = self.rows * self.across
+
+    def _place(self, index: Expr) -> tuple[Expr, Expr]:
+        """Return the row and the word of it: neighbours take neighbours."""
+        if self.rows < TILE:
+            return index % self.rows, index // self.rows
+        row = index // (TILE * self.across) * TILE + index % TILE
+        return row, index // TILE % self.across
+
+    def fetch(self, index: Expr, step: Expr) -> Expr:
+        """Return one of a step's packed words."""
+        row, word = self._place(index)
+        depth, column = step * self.rows + row, self.first // TILE + word
+        if self.ragged:
+            column = tirx.min(column, shape(self.packed)[1] - 1)
+        return self.packed[depth // TILE, column, depth % TILE]
+
+    def unpack(self, index: Expr, word: Expr) -> list[tuple[Expr, Expr, Expr]]:
+        """Return the two vectors that a word becomes."""
+        row, place = self._place(index)
+        found = []
+        for v in range(2):
+            pairs = [_pair(word, 4 * v + shift) for shift in (0, 8, 2, 10)]
+            found.append((row, place * 2 + v, four(pairs, "int32")))
+        return found
+
+
+def _pair(word: Expr, shift: int) -> Expr:
+    """Return the weights of the codes at `shift` and 16 bits further as two 16-bit floats."""
+    shifted = word if shift == 0 else word >> shift
+    codes = T.reinterpret("float16x2", (shifted & PAIRS) | MAGIC)
+    return held(T.reinterpret("int32", codes - T.broadcast(T.float16(1025.0), 2)))
+
+
+class _Product:
+    """The launch of ``dx = undo (halves W) + du A``."""
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        unit: MatrixUnit,
+        tile: MatrixTile,
+        packed: Buffer,
+        halves: Halves,
+    ) -> None:
+        self.gpu, self.unit, self.tile = gpu, unit, tile
+        self.packed, self.halves = packed, halves
+        self.rows, self.columns = shape(packed)[0] * TILE, shape(packed)[1] * TILE
+
+    def emit(self, dx: Buffer, lora: Lora | None) -> None:
+        """Emit the launch; without `lora` nothing is added."""
+        tile = self.tile
+        grid = [ceil_div(shape(dx)[0], tile.rows), ceil_div(self.columns, tile.columns)]
+        with launch(grid, [tile.threads(self.gpu.subgroup)]) as (down, across, thread):
+            first = bind(across * tile.columns)
+            words = fours(self.halves.words)
+            block = MatrixBlock(
+                self.gpu,
+                self.unit,
+                tile,
+                lambda row, vector: words[row, vector],
+                self.rows // EIGHT,
+                _Weights(tile, self.packed, first),
+            )
+            block.emit(thread, bind(down * tile.rows), partial(self._finish, first, dx, lora))
+
+    def _finish(self, first: Expr, dx: Buffer, lora: Lora | None, share: Share) -> None:
+        """Emit the scale, the adapters and the store."""
+        column = bind(first // LANES + share.vector)
+        inside = column
+        if self.columns % self.tile.columns:
+            inside = bind(tirx.min(column, self.columns // LANES - 1))
+        # Tokens past the end are the last one again; nobody stores them.
+        last = shape(dx)[0] - 1
+        places = [bind(tirx.min(row, last)) for row in share.rows]
+        out = registers([len(places)], f"float32x{LANES}")
+        for i, (place, sums) in enumerate(zip(places, share.sums(), strict=True)):
+            a, c, b, d = (T.reinterpret("float32", s) for s in sums)
+            undo = bind(self.halves.undo[place])
+            T.buffer_store(out, four([a, b, c, d]) * splat(undo, LANES), [i])
+        if lora is not None:
+            self._through(lora, places, inside, out)
+        share.store(fours(dx), column, out)
+
+    def _through(self, lora: Lora, places: list[Expr], vector: Expr, out: Buffer) -> None:
+        """Emit the addition of ``du A`` to a thread's vectors."""
+        wide = LANES if lora.thin % LANES == 0 else 1
+        du, a = fours(lora.du) if wide == LANES else lora.du, fours(lora.a)
+        with loop(lora.thin // wide) as group:
+            factors = []
+            for c in range(wide):
+                j = bind(group * wide + c)
+                factors.append(bind(a[j // lora.rank, j % lora.rank, vector]))
+            for i, place in enumerate(places):
+                values, total = bind(du[0, place, group]), out[i]
+                for c, factor in enumerate(factors):
+                    value = values if wide == 1 else lane(values, c)
+                    total = total + splat(value, LANES) * factor
+                T.buffer_store(out, total, [i])

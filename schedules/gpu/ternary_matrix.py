@@ -1,0 +1,160 @@
+"""The ternary product of many tokens on matrix units of 8-bit integers.
+
+The tokens' integers are the left factor, the weights' codes, unpacked on their way to shared
+memory, the right one.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ...targets import MatrixUnit, Target
+from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..tir import Buffer, Expr, bind, branch, shape, splat, static
+from . import adapter
+from .kernel import Gpu, build, ceil_div, launch, registers
+from .matrix_block import MatrixBlock, Share
+from .matrix_tile import MatrixTile, choose
+from .quantise import Tokens
+from .ternary_product import Product, codes
+from .ternary_tile import choose as choose_dots
+from .vectors import LANES, four, fours
+
+FEWEST = 48
+"""Tokens from which on the units are worth their larger tiles."""
+
+
+def tiles(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out `bitlinear` on matrix units; None where the device has none, or for few tokens."""
+    parts, gpu = segments(parameters), Gpu(target)
+    unit = gpu.matrix("int8")
+    tokens, columns = shape(function.params[0])
+    known = static(tokens)
+    if unit is None or not aligned(parts) or (known is not None and known < FEWEST):
+        return None
+    tile = choose(gpu, unit, tokens, parts[-1].end, columns // TILE, TILE)
+    if tile is None:
+        return None
+    scale = float(parameters["lora_scale"])
+
+    def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        *adapters, y = rest
+        a, b = adapters[:2] if adapters else (None, None)
+        lora_input = adapters[2] if len(adapters) > 2 else x
+
+        def quantised(multiple: int) -> Tokens:
+            made = Tokens(gpu, x, multiple, a, lora_input)
+            made.emit(scale)
+            return made
+
+        def units() -> None:
+            found = quantised(tile.rows)
+            _Product(gpu, unit, tile, parts, packed, scales, found, b, y).emit()
+
+        def dots() -> None:
+            small = choose_dots(gpu, shape(x)[0], parts[-1].end)
+            Product(small, parts, packed, scales, quantised(small.height), b, y).emit()
+
+        branch(True if known is not None else shape(x)[0] >= FEWEST, units, dots)
+
+    return build(function, body)
+
+
+class _Codes:
+    """The codes of the weights: a word is one vector along the depth."""
+
+    by_row = False
+
+    def __init__(self, tile: MatrixTile, packed: Buffer, first: Expr) -> None:
+        self.packed, self.first, self.ragged = packed, first, shape(packed)[0] * TILE % tile.columns
+        self.rows, self.columns = tile.columns, tile.step
+        self.words = self.rows * self.columns
+
+    def _place(self, index: Expr) -> tuple[Expr, Expr]:
+        """Return the row and the vector of a word: neighbours take neighbours."""
+        row = index // (TILE * self.columns) * TILE + index % TILE
+        return row, index // TILE % self.columns
+
+    def fetch(self, index: Expr, step: Expr) -> Expr:
+        """Return one of a step's packed words."""
+        row, column = self._place(index)
+        high = self.first // TILE + row // TILE
+        if self.ragged:
+            high = tirx.min(high, shape(self.packed)[0] - 1)
+        return self.packed[high, step * self.columns + column, row % TILE]
+
+    def unpack(self, index: Expr, word: Expr) -> list[tuple[Expr, Expr, Expr]]:
+        """Return the vector that a word becomes."""
+        return [(*self._place(index), four(codes(word), "int32"))]
+
+
+class _Product:
+    """One launch: the product, its scale and the adapters.
+
+    Parameters
+    ----------
+    gpu, unit, tile
+        As of `MatrixBlock`.
+    parts, packed, scales, tokens, b, y
+        As of `ternary_product.Product`; tokens padded to a multiple of the tile's rows.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        unit: MatrixUnit,
+        tile: MatrixTile,
+        parts: list[Segment],
+        packed: Buffer,
+        scales: Buffer,
+        tokens: Tokens,
+        b: Buffer | None,
+        y: Buffer,
+    ) -> None:
+        self.gpu, self.unit, self.tile = gpu, unit, tile
+        self.parts, self.packed, self.scales = parts, packed, scales
+        self.tokens, self.b, self.y = tokens, b, y
+        self.rows = parts[-1].end
+
+    def emit(self) -> None:
+        """Emit the launch."""
+        tile, tokens = self.tile, self.tokens
+        grid = [ceil_div(tokens.tokens, tile.rows), ceil_div(self.rows, tile.columns)]
+        with launch(grid, [tile.threads(self.gpu.subgroup)]) as (down, across, thread):
+            first = bind(across * tile.columns)
+            words = fours(tokens.words)
+            block = MatrixBlock(
+                self.gpu,
+                self.unit,
+                tile,
+                lambda row, vector: words[row, vector],
+                tokens.columns // TILE,
+                _Codes(tile, self.packed, first),
+            )
+            block.emit(thread, bind(down * tile.rows), partial(self._finish, first))
+
+    def _finish(self, first: Expr, share: Share) -> None:
+        """Emit scale, adapters and store."""
+        tokens = self.tokens
+        row = bind(first + share.vector * LANES)
+        inside = row
+        if self.rows % self.tile.columns:
+            inside = bind(tirx.min(row, self.rows - LANES))
+        scale = bind(by_segment(self.parts, inside, lambda p: self.scales[p.index]))
+        rows = share.rows
+        out = registers([len(rows)], f"float32x{LANES}")
+        for i, (token, sums) in enumerate(zip(rows, share.sums(), strict=True)):
+            # Codes are W + 1, so the sum of the integers comes off.
+            total, step = bind(tokens.sum[token]), bind(tokens.step[token])
+            exact = [T.cast(s - total, "float32") for s in sums]
+            T.buffer_store(out, four(exact) * splat(step * scale, LANES), [i])
+        if self.b is not None:
+            up, down = adapter.Up(self.parts, self.b, inside), tokens.down
+            adapter.add(out, [up], lambda i, slot, j: down[rows[i], slot, j], len(rows))
+        share.store(fours(self.y), row // LANES, out)
