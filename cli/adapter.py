@@ -164,7 +164,7 @@ def _require_free(source: Path, destination: Path) -> None:
 def _read_base(name: str | None) -> Base | None:
     """Find out what an adapter must know of its model."""
     from ..models import open_model
-    from ..runtime.bundle import read_model_config
+    from ..runtime.bundle import read_manifest
     from ..runtime.gguf_base import base_of_config, base_of_gguf
     from ..runtime.gguf_file import is_gguf
     from ..targets.manifest import MANIFEST
@@ -175,7 +175,7 @@ def _read_base(name: str | None) -> Base | None:
     if is_gguf(path):
         return base_of_gguf(path)
     if path.name == "module.so" or (path / MANIFEST).is_file():
-        return base_of_config(read_model_config(path))
+        return base_of_config(read_manifest(path)["model"]["config"])
     return base_of_config(open_model(name).config.to_dict())
 
 

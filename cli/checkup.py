@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..targets import FabricError
-from ..targets.opencl_device import on_android
+from ..targets.device_api import on_android
 from .devices import describe_cpu
 
 OK, MISSING, PROBLEM = "ok", "missing", "problem"

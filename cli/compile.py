@@ -13,6 +13,7 @@ from .common import command, option
 from .options import compile_options, read_options, seeded
 from .output import Output
 from .progress import PhaseBar
+from .targets import chosen_target
 
 
 @command(
@@ -77,9 +78,8 @@ def compile_command(
     this says in DEPLOY.md how it is run there.
     """
     from ..models import open_model
-    from ..targets import get_target
 
-    chosen = get_target(target)
+    chosen = chosen_target(target)
     checkpoint = open_model(seeded(model, seed), i2s_layout)
     # The compiler takes a second or two to import: what was mistyped is told before that.
     options = replace(read_options(values), debug_dump=debug_dump)

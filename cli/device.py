@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from ..targets import FabricError
-from ..targets.opencl_device import DEVICE_VARIABLE
+from ..targets import DEVICE_VARIABLE, FabricError
 from .common import SEED_UNUSED, command, option
 from .output import Output
 

@@ -7,9 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from ..targets import FabricError, cpu_flags, host_cpu
-from ..targets.opencl import subgroup
-from ..targets.opencl_device import judge
+from ..targets import APIS, DeviceApi, FabricError, cpu_flags, host_cpu
 from .common import SEED_UNUSED, command
 from .output import Output
 
@@ -36,9 +34,9 @@ NOTABLE_FLAGS = (
 def devices_command(output: Output, seed: int | None) -> None:
     """Show this computer's devices and the target that suits each.
 
-    The processor, and every device that an OpenCL driver offers, with what models can expect of it
-    or why it is refused. `fabric run --device opencl:1`, or a part of a name, uses another than
-    the first that fits.
+    The processor, and every device that a driver of OpenCL or Vulkan offers, with what models can
+    expect of it or why it is refused. `fabric run --device opencl:1`, or a part of a name, uses
+    another than the first that fits.
     """
     cpu = describe_cpu()
     output.say(f"[bold]cpu[/]  {cpu['name']}")
@@ -48,20 +46,19 @@ def devices_command(output: Output, seed: int | None) -> None:
     table.add_row("  instructions", ", ".join(cpu["features"]) or "nothing notable")
     table.add_row("  target", f"{cpu['target']}, which is what --target cpu means here")
     output.show(table)
-    try:
-        opencl, problem = describe_opencl(output), None
-    except FabricError as error:
-        opencl, problem = [], error
-        output.say(f"\n[bold]opencl[/]  none: {error.cause}")
-        output.hint(f"  {error.remedy} `fabric doctor` says more.")
-    for device in opencl:
-        _show_opencl(output, device)
-    output.result(
-        {
-            "devices": [cpu, *opencl],
-            "opencl_problem": problem and {"error": problem.cause, "remedy": problem.remedy},
-        }
-    )
+    found, problems = [cpu], {}
+    for kind, api in APIS.items():
+        try:
+            devices = describe_devices(output, api)
+        except FabricError as error:
+            problems[kind] = {"error": error.cause, "remedy": error.remedy}
+            output.say(f"\n[bold]{kind}[/]  none: {error.cause}")
+            output.hint(f"  {error.remedy} `fabric doctor` says more.")
+            continue
+        for device in devices:
+            _show(output, api, device)
+        found += devices
+    output.result({"devices": found, "problems": problems})
 
 
 def describe_cpu() -> dict[str, Any]:
@@ -90,13 +87,13 @@ def describe_cpu() -> dict[str, Any]:
     }
 
 
-def describe_opencl(output: Output) -> list[dict[str, Any]]:
-    """Describe every device that an OpenCL driver offers, and judge it.
+def describe_devices(output: Output, api: DeviceApi) -> list[dict[str, Any]]:
+    """Describe every device that an API's drivers offer, and judge it.
 
     Returns
     -------
     list of dict
-        In the order of their indices: ``kind`` ("opencl"), what the driver says (``index``,
+        In the order of their indices: ``kind`` (the API's), what the driver says (``index``,
         ``name``, ``max_buffer``, …), and the verdict: ``used``, ``target``, ``reason``, ``notes``.
 
     Raises
@@ -105,18 +102,18 @@ def describe_opencl(output: Output) -> list[dict[str, Any]]:
         If there is no driver, or the native backend is missing and can't be built.
     """
     # The runtime takes a moment to import, which the help need not wait for.
-    from ..runtime.backends import backend_status, opencl_devices
+    from ..runtime.backends import backend_status, devices
 
-    status = backend_status("opencl")
+    status = backend_status(api.kind)
     if status["library"] is None and status["problem"] is None:
-        output.aside("Building the OpenCL backend, once; this takes some seconds.")
+        output.aside(f"Building the {api.name} backend, once; this takes some seconds.")
     found = []
-    for description in opencl_devices():
-        verdict = judge(description)
+    for description in devices(api.kind):
+        verdict = api.judge(description)
         found.append(
             {
-                "kind": "opencl",
                 **description,
+                "kind": api.kind,
                 "used": verdict.used,
                 "target": verdict.target,
                 "reason": verdict.reason,
@@ -126,9 +123,9 @@ def describe_opencl(output: Output) -> list[dict[str, Any]]:
     return found
 
 
-def _show_opencl(output: Output, device: dict[str, Any]) -> None:
-    """Print one OpenCL device."""
-    output.say(f"\n[bold]opencl:{device['index']}[/]  {device['name']} ({device['type']})")
+def _show(output: Output, api: DeviceApi, device: dict[str, Any]) -> None:
+    """Print one device."""
+    output.say(f"\n[bold]{api.kind}:{device['index']}[/]  {device['name']} ({device['type']})")
     table = output.table("", "")
     table.add_row(
         "  memory",
@@ -136,13 +133,14 @@ def _show_opencl(output: Output, device: dict[str, Any]) -> None:
         f"{', shared with the processor' if device['unified_memory'] else ''}; "
         f"{device['max_buffer'] / MIB:,.0f} MiB in one buffer",
     )
-    together = subgroup(device)
+    sizes = device["subgroup_sizes"]
+    together = " to ".join(map(str, sorted({sizes[0], sizes[-1]}))) if sizes else ""
     table.add_row(
         "  work-groups",
         f"{device['max_threads']} threads{f', {together} at a time' if together else ''}; "
         f"{device['local_memory'] // 1024} KiB of local memory",
     )
-    table.add_row("  driver", f"{device['platform']} {device['driver']}; {device['version']}")
+    table.add_row("  driver", api.driver(device))
     mark = "[green]yes[/]: " if device["used"] else "[red]no[/]: "
     table.add_row("  used", mark + device["reason"])
     if device["target"]:

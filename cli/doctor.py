@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..targets import APIS, DeviceApi
 from .checkup import (
     MISSING,
     OK,
@@ -17,7 +18,7 @@ from .checkup import (
     check_room,
     check_runtime,
 )
-from .checkup_opencl import check_backend, check_devices, check_drivers, check_unused
+from .checkup_devices import check_backend, check_devices, check_drivers, check_unused
 from .common import EXIT_ERROR, SEED_UNUSED, CommandEnded, command
 from .output import Output
 
@@ -33,31 +34,39 @@ def doctor_command(output: Output, seed: int | None) -> None:
     """Check this computer, and say what to install for what is missing.
 
     It looks at Python, the packages and their versions, the compiler, memory and disk, and the
-    OpenCL drivers, and lets each OpenCL device compute something with a known answer. The exit
-    status is 0 if models can be compiled and run on the processor; a graphics processor is extra.
+    drivers of OpenCL and Vulkan, and lets each device compute something with a known answer. The
+    exit status is 0 if models can be compiled and run on the processor; a graphics processor is
+    extra.
     """
     runtime = check_runtime()
     basics = [check_python(), *check_packages(), runtime, check_compiler()]
     room = check_room(_cache_folder())
     _show(output, "This computer", [*basics, *room])
     runs = all(row.state == OK for row in basics)
-    rows, devices = _graphics() if runtime.state == OK else ([], [])
-    if rows:
-        _show(output, "\nGraphics processors, through OpenCL", rows)
-    usable = [row.subject for row in rows if row.subject.startswith("opencl:") and row.state == OK]
+    checks, devices, usable = [*basics, *room], [], {}
+    for kind, api in APIS.items() if runtime.state == OK else ():
+        rows, found = _graphics(api)
+        _show(output, f"\nGraphics processors, through {api.name}", rows)
+        checks += rows
+        devices += [{**device, "kind": kind} for device in found]
+        usable[kind] = [
+            row.subject for row in rows if row.subject.startswith(f"{kind}:") and row.state == OK
+        ]
     output.say()
     if runs:
         output.say("[green]The processor is ready[/]: models compile and run with --target cpu.")
     else:
         output.say("[red]The processor's way is not whole[/]: mend what is listed above.")
-    if usable:
-        output.say(f"[green]OpenCL is ready[/] on {', '.join(usable)}; see: fabric devices")
-    else:
-        output.say("OpenCL has no device here that works.")
+    for kind, names in usable.items():
+        if names:
+            ready = f"[green]{APIS[kind].name} is ready[/] on {', '.join(names)}"
+            output.say(f"{ready}; see: fabric devices")
+        else:
+            output.say(f"{APIS[kind].name} has no device here that works.")
     result = {
         "cpu": runs,
-        "opencl": usable,
-        "checks": [asdict(row) for row in [*basics, *room, *rows]],
+        **usable,
+        "checks": [asdict(row) for row in checks],
         "devices": devices,
     }
     if not runs:
@@ -65,12 +74,12 @@ def doctor_command(output: Output, seed: int | None) -> None:
     output.result(result)
 
 
-def _graphics() -> tuple[list[Row], list[dict[str, Any]]]:
-    backend = check_backend()
+def _graphics(api: DeviceApi) -> tuple[list[Row], list[dict[str, Any]]]:
+    backend = check_backend(api)
     if backend.state != OK:
-        return [backend, *check_drivers()], []
-    rows, devices = check_devices()
-    return [backend, *check_drivers(), *rows, *check_unused(devices)], devices
+        return [backend, *check_drivers(api)], []
+    rows, devices = check_devices(api)
+    return [backend, *check_drivers(api), *rows, *check_unused(api, devices)], devices
 
 
 def _show(output: Output, heading: str, rows: list[Row]) -> None:

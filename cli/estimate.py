@@ -9,6 +9,7 @@ import click
 from .common import SEED_UNUSED, command, option
 from .options import compile_options, read_options, seeded
 from .output import Output
+from .targets import chosen_target
 
 
 @command(
@@ -38,9 +39,8 @@ def estimate_command(
     that is far too large for this computer can be asked about.
     """
     from ..models import open_model
-    from ..targets import get_target
 
-    chosen = get_target(target)
+    chosen = chosen_target(target)
     checkpoint = open_model(seeded(model, seed), i2s_layout)
     options = read_options(values)
     from ..compiler import estimate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..targets.opencl_device import DEVICE_VARIABLE
+from ..targets import DEVICE_VARIABLE
 from .common import command
 from .output import Output
 from .run_options import run_options

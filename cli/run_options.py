@@ -45,7 +45,7 @@ _WORK = (
         "--device",
         default=None,
         metavar="NAME",
-        help="Which device, where the bundle is for one: opencl:1, or a part of its name; or one "
+        help="Which device, where the bundle is for one: vulkan:1, or a part of its name; or one "
         "that is elsewhere: rpc://HOST:PORT/KEY, see `fabric device serve`.",
     ),
 )

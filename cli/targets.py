@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..targets import FabricError, Target, get_target, host_cpu, list_targets
-from ..targets.opencl import AUTO
-from ..targets.opencl_device import judge
+from ..targets import (
+    APIS,
+    DeviceApi,
+    FabricError,
+    Target,
+    automatic,
+    get_target,
+    host_cpu,
+    list_targets,
+)
 from .common import SEED_UNUSED, command
 from .output import Output
 
@@ -32,9 +39,9 @@ def targets_command(output: Output, seed: int | None) -> None:
         table.add_row(
             f"[bold]{target.name}[/]", mark, target.family, *_limits(target), target.description
         )
-    table.add_row(
-        f"[bold]{AUTO}[/]", "", "gpu", "its own", "its own", "exactly this computer's device"
-    )
+    for api in APIS.values():
+        what = f"exactly this computer's device, through {api.name}"
+        table.add_row(f"[bold]{api.auto}[/]", "", "gpu", "its own", "its own", what)
     output.show(table)
     output.say("\nUse one with: fabric compile nano --target NAME")
     output.result(
@@ -57,32 +64,30 @@ def targets_command(output: Output, seed: int | None) -> None:
     )
 
 
-def chosen_target(name: str, host: str | None = None) -> Target:
-    """Return the target that --target and --host name, asking the device for ``opencl:auto``.
+def chosen_target(name: str) -> Target:
+    """Return the target that --target names, asking the device for ``…:auto``.
 
     Parameters
     ----------
     name : str
-        A target's name, ``cpu`` or ``opencl:auto``, which is the device that ``FABRIC_DEVICE``
-        names, or else the first.
-    host : str, optional
-        The triple of the processor beside the device.
+        A target's name, ``cpu``, or ``opencl:auto`` or ``vulkan:auto``, which is the device that
+        ``FABRIC_DEVICE`` names, or else the first.
 
     Raises
     ------
     FabricError
         If there is no such target, no such device, or the device is refused.
     """
-    target = get_target(name) if name != AUTO else get_target(AUTO, _device())
-    return target if host is None else target.with_host(host)
+    api = automatic(name)
+    return get_target(name, None if api is None else _device(api))
 
 
-def _device() -> dict[str, Any]:
-    """Return the description of the OpenCL device that would run a bundle here."""
+def _device(api: DeviceApi) -> dict[str, Any]:
+    """Return the description of the device that would run a bundle here."""
     from ..runtime.device import named_devices
 
-    found = named_devices("opencl")
-    verdicts = [judge(device) for device in found]
+    found = named_devices(api.kind)
+    verdicts = [api.judge(device) for device in found]
     for device, verdict in zip(found, verdicts, strict=True):
         if verdict.used:
             return device

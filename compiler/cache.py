@@ -53,6 +53,7 @@ def key_of(config: ModelConfig, target: Target, options: CompileOptions) -> str:
             sorted(target.features),
             target.vector_bytes,
             asdict(target.limits) if target.limits else None,
+            [asdict(unit) for unit in target.matrices],
             host_triple(target),
         ],
         "tools": [version("apache-tvm"), version("apache-tvm-ffi")],

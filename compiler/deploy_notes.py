@@ -71,11 +71,18 @@ This model's tokenizer needs a package that is built there, too:
     pkg install rust
     pip install tokenizers jinja2
 """
-_TERMUX_DEVICE = """
+_TERMUX_DEVICE = {
+    "opencl": """
 The phone's own OpenCL driver is found in `/vendor/lib64`; where Android keeps a program from
 opening it there, `export LD_LIBRARY_PATH=/vendor/lib64` before, or name it with
 `FABRIC_OPENCL_LIB`. `python run.py --devices` shows what the driver says of the device.
-"""
+""",
+    "vulkan": """
+The phone's own Vulkan loader is `/system/lib64/libvulkan.so`; where another one is found first,
+name it with `FABRIC_VULKAN_LIB`. `python run.py --devices` shows what the driver says of the
+device.
+""",
+}
 _BUILT_ON_FIRST_USE = """
 `{library}` is not among the files: to build it takes {needs}, and the machine that
 compiled this bundle had none. {remedy}
@@ -144,10 +151,17 @@ TVM's runtime and the program are built with the NDK, here r27 or later, for pag
 3. `embed/generate.cc`, with `embed/model.h`, shows every call; its `main` becomes your JNI
    function, with the paths of `libmodel.so` and of the weights.
 {driver}"""
-_APP_DRIVER = """\
+_APP_DRIVER = {
+    "cpu": "",
+    "opencl": """\
 4. In `AndroidManifest.xml`, from Android 12 on, ask for the driver:
    `<uses-native-library android:name="libOpenCL.so" android:required="false" />`.
-"""
+""",
+    "vulkan": """\
+4. In `AndroidManifest.xml` ask for the driver that the module needs, which Android brings:
+   `<uses-feature android:name="android.hardware.vulkan.compute" />`.
+""",
+}
 _ABI = {"aarch64": "arm64-v8a", "x86_64": "x86_64"}
 
 
@@ -189,7 +203,7 @@ def notes(
     if android:
         own = _TOKENIZER if tokenizer else ""
         parts.append(_TERMUX.format(tvm=versions[0], ffi=versions[1], tokenizer=own))
-        parts.append(_TERMUX_DEVICE if library else "")
+        parts.append(_TERMUX_DEVICE[target.device] if library else "")
     elif complete:
         parts.append(_READY.format(pythons=_pythons(platform)))
     else:
@@ -207,7 +221,7 @@ def notes(
             )
         )
     if android:
-        parts.append(_app(platform, library, versions[0]))
+        parts.append(_app(platform, target.device, library, versions[0]))
     else:
         parts.append(_embed(platform, complete, backend))
     return "".join(parts)
@@ -248,11 +262,11 @@ def _embed(platform: Platform, complete: bool, backend: str) -> str:
     return text.format(tvm=f"{where}/tvm", ffi=f"{where}/tvm_ffi", path=path)
 
 
-def _app(platform: Platform, library: str, tvm: str) -> str:
+def _app(platform: Platform, device: str, library: str, tvm: str) -> str:
     """Return how to put a bundle into an Android app."""
     return _APP.format(
         tvm=tvm,
         abi=_ABI[platform.architecture],
         backend=f", `{library}`" if library else "",
-        driver=_APP_DRIVER if library else "",
+        driver=_APP_DRIVER[device],
     )

@@ -13,7 +13,7 @@ from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx import transform as tirx
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
-from ..targets.opencl_source import DOT4
+from ..targets.opencl_source import preamble
 
 NAME = "bitfabric.device"
 """The pipeline's name in TVM's registry."""
@@ -69,7 +69,7 @@ def _finished(source: str, _target: tvm.target.Target) -> str:
     """
     lines = source.splitlines(keepends=True)
     kept = (line for line in lines if not line.startswith("__kernel") or "{" in line)
-    return (DOT4 if "fabric_dot4" in source else "") + "".join(kept)
+    return preamble(source) + "".join(kept)
 
 
 register_tir_pipeline(NAME, _pipeline)

@@ -14,7 +14,7 @@ from ..models.lora import LoraOptions, adapter_layout
 EXAMPLE = Path(__file__).with_name("generate.cc")
 CAPACITY = 528
 """Tokens that the example's sequence can grow to: an odd number of vectors of 16."""
-_DEVICES = {"cpu": "kDLCPU", "opencl": "kDLOpenCL"}
+_DEVICES = {"cpu": "kDLCPU", "opencl": "kDLOpenCL", "vulkan": "kDLVulkan"}
 
 _HEADER = """\
 // The tensors and sizes of {name}, for generate.cc. Offsets and sizes are in bytes.
@@ -76,7 +76,7 @@ def add_embedding(
     config, lora
         What was compiled.
     device : str
-        ``"cpu"`` or ``"opencl"``.
+        ``"cpu"``, ``"opencl"`` or ``"vulkan"``.
     backend : str
         File name of the device's library; "" where there is none.
     weights : list of dict

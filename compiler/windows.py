@@ -194,7 +194,10 @@ class _Splitter:
         if call.op.name == "relax.call_tir":
             new = relax.op.call_tir(kernel, flat, types, *symbols)
         else:
-            index = [i for old in call.attrs.inplace_indices for i in places[int(old)]]
+            # A new tensor, which no argument becomes, has the index -1.
+            fresh = [[-1] * len(self._windows(output) or [output]) for output in outputs]
+            indices = zip(map(int, call.attrs.inplace_indices), fresh, strict=True)
+            index = [i for old, new in indices for i in (new if old < 0 else places[old])]
             new = relax.op.call_tir_inplace(kernel, flat, index, types, *symbols)
         return self._gathered(new, outputs, isinstance(given, relax.TupleType))
 

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ..targets import FabricError
+from ..targets import APIS, FabricError
 from .ffi import tvm_ffi
 from .library import load_runtime
 from .native import build
@@ -19,7 +19,7 @@ _lock = threading.Lock()
 
 
 def load_backend(kind: str) -> None:
-    """Load the library of a kind of device ("opencl") into TVM's runtime, once.
+    """Load the library of a kind of device ("opencl", "vulkan") into TVM's runtime, once.
 
     It lies beside its sources where the installation built it. Where it does not, or was built from
     other sources or for other versions of TVM, it is built into the cache folder, which takes about
@@ -89,24 +89,22 @@ def backend_function(name: str) -> Any:
     return tvm_ffi.get_global_func(name)
 
 
-def opencl_devices() -> list[dict[str, Any]]:
-    """Return what every OpenCL device says of itself, in the order of their indices; loads it.
+def devices(kind: str) -> list[dict[str, Any]]:
+    """Return what every device of a kind says of itself, in the order of their indices.
 
-    Sizes are in bytes. GPUs come first, then accelerators, then processors.
+    The backend is loaded for it. Sizes are in bytes. GPUs come first, then accelerators, then
+    processors.
 
     Raises
     ------
     FabricError
-        If the backend can't be loaded, or there is no OpenCL driver or device.
+        If the backend can't be loaded, or there is no driver or no device.
     """
-    load_backend("opencl")
-    found = json.loads(backend_function("bitfabric.opencl.devices")())
+    load_backend(kind)
+    found = json.loads(backend_function(f"bitfabric.{kind}.devices")())
     if isinstance(found, dict):
-        raise FabricError(
-            f"OpenCL can't be used: {found['error']}",
-            "Install your device's OpenCL driver, or PoCL (apt install pocl-opencl-icd), which "
-            "runs on any processor, or name a driver's library in FABRIC_OPENCL_LIB.",
-        )
+        api = APIS[kind]
+        raise FabricError(f"{api.name} can't be used: {found['error']}", api.install)
     return found
 
 

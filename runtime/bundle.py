@@ -37,6 +37,11 @@ class Bundle:
     manifest: dict[str, Any]
 
     @property
+    def kind(self) -> str:
+        """The kind of device that it runs on: ``"cpu"``, ``"opencl"``, ``"vulkan"``."""
+        return self.manifest["target"]["device"]
+
+    @property
     def config(self) -> dict[str, Any]:
         """The model's configuration."""
         return self.manifest["model"]["config"]
@@ -108,9 +113,7 @@ def open_bundle(path: str | Path, foreign: bool = False) -> Bundle:
         If it is missing, newer than this program, truncated, altered, or made for a processor
         that this machine is not.
     """
-    folder = Path(path)
-    folder = folder.parent if folder.name == "module.so" else folder
-    manifest = _read_manifest(folder)
+    folder, manifest = _folder(path), read_manifest(path)
     try:
         _check_files(folder, manifest)
         _check_weights(folder, manifest)
@@ -124,22 +127,16 @@ def open_bundle(path: str | Path, foreign: bool = False) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def read_model_config(path: str | Path) -> dict[str, Any]:
-    """Read the model's configuration from a bundle, for any machine, without its weights.
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Read a bundle's manifest, for any machine, without looking at the other files.
 
     Raises
     ------
     BundleError
         If it is no bundle, or its manifest is altered or newer than this program.
     """
-    folder = Path(path)
-    folder = folder.parent if folder.name == "module.so" else folder
-    return _read_manifest(folder)["model"]["config"]
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    again = RECOMPILE.format(path=folder)
-    file = folder / MANIFEST
+    folder = _folder(path)
+    again, file = RECOMPILE.format(path=folder), folder / MANIFEST
     if not file.is_file():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.", again)
     try:
@@ -158,6 +155,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("digest") != digest(manifest):
         raise BundleError(f"{file} was changed after it was written.", again)
     return manifest
+
+
+def _folder(path: str | Path) -> Path:
+    """Return a bundle's folder, of which the path may name the module."""
+    path = Path(path)
+    return path.parent if path.name == "module.so" else path
 
 
 def _check_files(folder: Path, manifest: dict[str, Any]) -> None:

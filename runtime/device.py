@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..targets import FabricError, Limits, Target
-from ..targets.opencl_device import DEVICE_VARIABLE, shortfalls
-from .backends import load_backend, opencl_devices
+from ..targets import APIS, DEVICE_VARIABLE, FabricError, Limits, Target
+from ..targets.device_api import is_processor
+from .backends import devices, load_backend
 from .bundle import Bundle
 from .ffi import tvm_ffi
 from .library import load_runtime
 from .memory_space import DeviceMemory, HostMemory, MemorySpace
 
-CPU, OPENCL = 1, 4
-"""DLPack's device types."""
-DEVICES = {"cpu": CPU, "opencl": OPENCL}
+CPU = 1
+"""DLPack's device type."""
 PLAIN, POOLED = 1, 2
 """The virtual machine's allocators: one frees blocks, one keeps them for the next step."""
 
@@ -27,33 +26,35 @@ PLAIN, POOLED = 1, 2
 def named_devices(kind: str) -> list[dict[str, Any]]:
     """Return the devices of a kind that ``FABRIC_DEVICE`` names; all where it names none.
 
-    It names one by index, ``opencl:1`` or ``1``, or by a part of its name.
+    It names a kind, ``opencl``, or one device by index, ``opencl:1`` or ``1``, or by a part of its
+    name. Where it names no device, an API whose processors are used on request has none of them.
 
     Raises
     ------
     FabricError
         If there is none.
     """
-    named = os.environ.get(DEVICE_VARIABLE, "")
-    of_kind, _, wish = named.rpartition(":")
+    api, named = APIS[kind], os.environ.get(DEVICE_VARIABLE, "")
+    of_kind, _, wish = (kind, "", "") if named == kind else named.rpartition(":")
     found = [
         device
-        for device in opencl_devices()
+        for device in devices(kind)
         if wish in ("", str(device["index"]))
         # A number is an index: "2" stands in the names of many devices.
         or (not wish.isdigit() and wish.lower() in device["name"].lower())
     ]
-    if of_kind in ("", kind) and found:
-        return found
-    raise FabricError(
-        f"There is no {kind} device named {named!r}.",
-        f"Name one as {kind}:0; list them with: fabric devices",
-    )
-
-
-def device_index(kind: str) -> int:
-    """Return the index of the first device of :func:`named_devices`."""
-    return int(named_devices(kind)[0]["index"])
+    if of_kind not in ("", kind) or not found:
+        raise FabricError(
+            f"There is no {kind} device named {named!r}.",
+            f"Name one as {kind}:0; list them with: fabric devices",
+        )
+    unasked = [device for device in found if not (api.on_request and is_processor(device))]
+    if not (wish or unasked):
+        raise FabricError(
+            f"The only {api.name} device here is {found[0]['name']}, which is the processor.",
+            f"Use --target cpu, which is faster, or name it: --device {kind}:{found[0]['index']}",
+        )
+    return found if wish else unasked
 
 
 def chosen_device(bundle: Bundle) -> int:
@@ -65,13 +66,13 @@ def chosen_device(bundle: Bundle) -> int:
         If there is none: the sentence says what the first one lacks.
     """
     target = bundle_target(bundle)
-    found = named_devices(target.device)
-    fits = [device for device in found if not shortfalls(target, device)]
+    api, found = APIS[target.device], named_devices(target.device)
+    fits = [device for device in found if not api.shortfalls(target, device)]
     if fits:
         return int(fits[0]["index"])
     raise FabricError(
-        f"{found[0]['name']} can't run this bundle: it {shortfalls(target, found[0])[0]}.",
-        "Compile it for the device: fabric compile MODEL --target opencl:auto",
+        f"{found[0]['name']} can't run this bundle: it {api.shortfalls(target, found[0])[0]}.",
+        f"Compile it for the device: fabric compile MODEL --target {api.auto}",
     )
 
 
@@ -102,7 +103,7 @@ class Machine:
 
     def __init__(self, bundle: Bundle) -> None:
         load_runtime()
-        kind = bundle.manifest["target"]["device"]
+        kind = bundle.kind
         if kind != "cpu":
             # The module holds code that only the backend can read.
             load_backend(kind)
@@ -115,7 +116,7 @@ class Machine:
         index = chosen_device(bundle)
         self.memory = DeviceMemory(kind, index, bundle.manifest["target"]["limits"]["max_buffer"])
         # The backend keeps freed memory itself. The host's device comes last: it has the shapes.
-        self._executable["vm_initialization"](DEVICES[kind], index, PLAIN, CPU, 0, POOLED)
+        self._executable["vm_initialization"](APIS[kind].device_type, index, PLAIN, CPU, 0, POOLED)
 
     def __getitem__(self, name: str) -> Any:
         """Return a function of the module."""
@@ -127,4 +128,4 @@ class Machine:
         return self.memory.repeated(self._executable[f"bound_{name}"])
 
 
-__all__ = ["Machine", "bundle_target", "chosen_device", "device_index", "named_devices"]
+__all__ = ["Machine", "bundle_target", "chosen_device", "named_devices"]

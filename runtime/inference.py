@@ -16,7 +16,7 @@ from .memory_space import MemorySpace, Tensor
 
 LANES = 16
 """A cache's capacity is a multiple of it: kernels read whole vectors of positions."""
-CHUNK = 256
+CHUNK = 512
 """Tokens of a prompt that go through the model at once: bounds the workspace."""
 
 

@@ -187,7 +187,7 @@ class DeviceMemory:
     Parameters
     ----------
     kind : str
-        ``"opencl"``.
+        ``"opencl"`` or ``"vulkan"``.
     index : int
         Which of the kind's devices.
     limit : int, optional

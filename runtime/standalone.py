@@ -15,10 +15,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..targets import FabricError
-from ..targets.opencl_device import DEVICE_VARIABLE
-from .backends import opencl_devices
-from .bundle import Bundle, open_bundle
+from ..targets import DEVICE_VARIABLE, FabricError
+from .backends import devices
+from .bundle import Bundle, open_bundle, read_manifest
 from .config import TrainingConfig
 from .conversation import Conversation
 from .engine import TrainingEngine
@@ -48,7 +47,7 @@ def main(bundle: Path, arguments: Sequence[str]) -> int:
         os.environ[DEVICE_VARIABLE] = values.device
     try:
         if values.devices:
-            result: Any = opencl_devices()
+            result: Any = devices(read_manifest(bundle)["target"]["device"])
         elif values.train is not None:
             result = _train(open_bundle(bundle), values)
         elif values.eval is not None:
@@ -73,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--train", metavar="FILE", help="train an adapter on FILE")
     work.add_argument("--eval", metavar="FILE", help="measure loss and perplexity on FILE")
     work.add_argument("--prompt", metavar="TEXT", help=r"go on from TEXT; \n is a line break")
-    work.add_argument("--devices", action="store_true", help="list the OpenCL devices")
+    work.add_argument("--devices", action="store_true", help="list the bundle's kind of devices")
     parser.add_argument("--chat", action="store_true", help="answer --prompt as a message")
     parser.add_argument("--adapter", action="append", metavar="FOLDER", help="FOLDER or FOLDER:0.5")
     parser.add_argument("--device", metavar="NAME", help="opencl:1, or a part of a device's name")

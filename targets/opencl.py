@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .target import MIB, Limits, Target
+from .device_api import WINDOW, group_threads
+from .target import KIB, MIB, Limits, Target
 
 ANDROID = "aarch64-linux-android"
 AUTO = "opencl:auto"
 """The name of the target that is made from the description of the device in hand."""
-KIB = 1 << 10
-WINDOW = 1024 * MIB
-"""Bytes of a buffer that kernels address at once, where the device allows as many: they count
-elements by 32-bit integers, and a byte offset must fit one, too."""
 ADRENO_WINDOW = 128 * MIB
-"""The same on Adreno. Its drivers allow 1 GiB, but an Adreno 740 refused buffers of 297 MiB
-(llama.cpp at CodeLinaro, pull request 17), and 128 MiB is what OpenCL 1.2 promises of any device
-(CL_DEVICE_MAX_MEM_ALLOC_SIZE)."""
+"""Bytes of a buffer that kernels address at once on Adreno. Its drivers allow 1 GiB, but an Adreno
+740 refused buffers of 297 MiB (llama.cpp at CodeLinaro, pull request 17), and 128 MiB is what
+OpenCL 1.2 promises of any device (CL_DEVICE_MAX_MEM_ALLOC_SIZE)."""
 
 
 def _opencl(
@@ -62,26 +59,30 @@ OPENCL = _opencl(
 
 # An H200's driver (580.159) reports 1024 threads, 48 KiB, warps of 32, base addresses of 512 bytes
 # and a quarter of the memory in one buffer, so a card of 4 GiB has 1 GiB; and neither cl_khr_fp16
-# nor cl_khr_integer_dot_product. dp4a is there from compute capability 6.1 on (PTX ISA, "dp4a").
+# nor cl_khr_integer_dot_product, nor cl_khr_subgroups. dp4a is there from compute capability 6.1 on
+# (PTX ISA, "dp4a"), and the shuffles that subgroups are made of from 3.0 on ("shfl.sync").
 NVIDIA = _opencl(
     "opencl-nvidia",
     "NVIDIA from Pascal (GTX 10) on, through OpenCL",
     Limits(max_buffer=WINDOW, max_threads=1024, shared_bytes=48 * KIB, subgroup=32, alignment=512),
-    {"shared_memory", "int8_dot"},
+    {"shared_memory", "int8_dot", "subgroup"},
 )
 
 # Intel's driver reports 256 threads on Gen9, 512 on Xe-LP (a UHD 730) and 1024 on Arc; 64 KiB of
 # local memory (OpenCL developer guide for processor graphics); base addresses of 1024 bits. Its
-# compiler runs 8, 16 or 32 threads together, as it sees fit.
+# compiler runs 8, 16 or 32 threads together, as it sees fit. The driver (23.22) lists
+# cl_khr_subgroups (AOSC OS, pull request 11403).
 INTEL = _opencl(
     "intel-gpu",
     "Intel's graphics, integrated and Arc",
     Limits(max_buffer=WINDOW, max_threads=256, shared_bytes=64 * KIB, alignment=128),
-    {"fp16", "shared_memory", "int8_dot"},
+    {"fp16", "shared_memory", "int8_dot", "subgroup"},
 )
 
 # AMD's driver reports 256 threads, 64 KiB, base addresses of 1024 bits and 85 % of the memory in
 # one buffer; 32 threads run together on RDNA and 64 on the others. It lists no dot product.
+# ROCm's driver lists cl_khr_subgroups (of a gfx908, CLRX issue 34), the one before it does not
+# (AMD-APP 2264.10, ROCm issue 652).
 AMD = _opencl(
     "opencl-amd",
     "AMD Radeon and Instinct, through OpenCL",
@@ -91,7 +92,8 @@ AMD = _opencl(
 
 # Reports of an 830 (1024 threads, 1 GiB a buffer, 32 KiB, base addresses of 128 bytes), a 750
 # (clinfo, issue 92: 1024, 1 GiB, 32 KiB of its own) and a 740 (cl_khr_fp16 and
-# cl_khr_integer_dot_product) agree. The compiler runs 64 or 128 threads together, as it sees fit.
+# cl_khr_integer_dot_product) agree, the last two list cl_khr_subgroups (llama.cpp at CodeLinaro,
+# pull request 17). The compiler runs 64 or 128 threads together, as it sees fit.
 _ADRENO_LIMITS = Limits(
     max_buffer=ADRENO_WINDOW,
     max_threads=1024,
@@ -99,7 +101,7 @@ _ADRENO_LIMITS = Limits(
     subgroup=64,
     alignment=128,
 )
-_ADRENO_FEATURES = {"fp16", "shared_memory", "int8_dot"}
+_ADRENO_FEATURES = {"fp16", "shared_memory", "int8_dot", "subgroup"}
 _ADRENO_PHONES = {
     "840": "Snapdragon 8 Elite Gen 5",
     "830": "Snapdragon 8 Elite",
@@ -120,11 +122,12 @@ ADRENO_MODELS = tuple(
 # of 16, cl_khr_fp16 and 8-bit dot products; a G610, the G710's smaller sister, agrees (sgminer-arm,
 # issue 12), and the later ones are taken to have no less. Local memory gains nothing: Arm's OpenCL
 # guide for Bifrost and Valhall, 7.3.2, advises to take it out. 256 MiB a buffer, since a G710 on
-# Android reports no more than 1862 MiB of memory, of which drivers give a quarter at least.
+# Android reports no more than 1862 MiB of memory, of which drivers give a quarter at least. The
+# G610 lists cl_khr_subgroups, too.
 _MALI_LIMITS = Limits(
     max_buffer=256 * MIB, max_threads=1024, shared_bytes=32 * KIB, subgroup=16, alignment=128
 )
-_MALI_FEATURES = {"fp16", "int8_dot"}
+_MALI_FEATURES = {"fp16", "int8_dot", "subgroup"}
 _MALI_PHONES = {
     "g925": "Dimensity 9400",
     "g720": "Dimensity 9300",
@@ -136,7 +139,7 @@ MALI = _opencl(
     "mali",
     "Arm Mali and Immortalis phones",
     Limits(max_buffer=256 * MIB, max_threads=256, shared_bytes=32 * KIB, subgroup=0, alignment=128),
-    _MALI_FEATURES,
+    _MALI_FEATURES - {"subgroup"},
     ANDROID,
 )
 MALI_MODELS = tuple(
@@ -161,6 +164,11 @@ def is_adreno(description: Mapping[str, Any]) -> bool:
 def is_nvidia(description: Mapping[str, Any]) -> bool:
     """Return whether a device is driven by NVIDIA's own driver."""
     return "cl_nv_device_attribute_query" in description.get("extensions", ())
+
+
+def has_subgroups(description: Mapping[str, Any]) -> bool:
+    """Return whether our kernels' subgroup functions work: by cl_khr_subgroups, or NVIDIA's."""
+    return "cl_khr_subgroups" in description.get("extensions", ()) or is_nvidia(description)
 
 
 def window(description: Mapping[str, Any]) -> int:
@@ -202,12 +210,11 @@ def from_device(description: Mapping[str, Any]) -> Target:
         "fp16": bool(description.get("fp16")),
         "shared_memory": not description.get("local_memory_emulated"),
         "int8_dot": dot,
+        "subgroup": has_subgroups(description),
     }
-    # Reductions halve a work-group until one thread is left, so it is a power of two.
-    threads = 1 << (min(int(description["max_threads"]), 1024).bit_length() - 1)
     limits = Limits(
         max_buffer=window(description),
-        max_threads=threads,
+        max_threads=group_threads(description),
         shared_bytes=min(int(description["local_memory"]), 64 * KIB),
         subgroup=subgroup(description),
         alignment=int(description["alignment"]),

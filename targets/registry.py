@@ -1,4 +1,4 @@
-"""Every target by name."""
+"""Every target and every device API by name."""
 
 from __future__ import annotations
 
@@ -8,17 +8,28 @@ from typing import Any
 
 from .cpu import TARGETS as CPU_TARGETS
 from .cpu import host_cpu
+from .device_api import DeviceApi
 from .errors import FabricError
-from .opencl import AUTO, from_device
-from .opencl import TARGETS as OPENCL_TARGETS
+from .opencl_device import OPENCL_API
 from .target import Target
+from .vulkan_device import VULKAN_API
 
-REGISTRY: dict[str, Target] = {target.name: target for target in (*CPU_TARGETS, *OPENCL_TARGETS)}
+APIS: dict[str, DeviceApi] = {api.kind: api for api in (OPENCL_API, VULKAN_API)}
+REGISTRY: dict[str, Target] = {
+    target.name: target
+    for targets in (CPU_TARGETS, *(api.targets for api in APIS.values()))
+    for target in targets
+}
 
 
 def list_targets() -> list[Target]:
     """Return every named target, in the order of the registry."""
     return list(REGISTRY.values())
+
+
+def automatic(name: str) -> DeviceApi | None:
+    """Return the API whose device a target of this name is made from; None for other names."""
+    return next((api for api in APIS.values() if api.auto == name), None)
 
 
 def get_target(name: str, device: Mapping[str, Any] | None = None) -> Target:
@@ -27,28 +38,29 @@ def get_target(name: str, device: Mapping[str, Any] | None = None) -> Target:
     Parameters
     ----------
     name : str
-        A name of the registry; ``cpu`` is the best one for this machine's processor and
-        ``opencl:auto`` exactly what `device` reports.
+        A name of the registry; ``cpu`` is the best one for this machine's processor, and
+        ``opencl:auto`` or ``vulkan:auto`` exactly what `device` reports.
     device : mapping, optional
-        The description of the device in hand, for ``opencl:auto``.
+        The description of the device in hand, for one that ends in ``:auto``.
 
     Raises
     ------
     FabricError
-        If no target has the name, or it is ``opencl:auto`` without a device.
+        If no target has the name, or it is made from a device and none is given.
     """
     if name == "cpu":
         return host_cpu()
     if name in REGISTRY:
         return REGISTRY[name]
-    if name == AUTO:
+    if api := automatic(name):
         if device is not None:
-            return from_device(device)
+            return api.from_device(device)
         raise FabricError(
-            f"The target {AUTO} is made from a device, and none was described.",
+            f"The target {name} is made from a device, and none was described.",
             "Name the kind of device instead; `fabric devices` says which suits which.",
         )
-    near = difflib.get_close_matches(name, ["cpu", AUTO, *REGISTRY], n=1)
+    names = ["cpu", *(api.auto for api in APIS.values()), *REGISTRY]
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise FabricError(
         f"There is no target named {name!r}.", f"{hint}List them with: fabric targets"

@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import FabricError
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 TRIPLE = re.compile(r"[a-z0-9_]+(-[a-z0-9_.]+){1,3}")
 
 
@@ -38,6 +38,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class MatrixUnit:
+    """A product of small matrices that the threads of a subgroup compute together.
+
+    Attributes
+    ----------
+    rows, columns, depth : int
+        Of the result, and the terms of a sum: ``m``, ``n`` and ``k``.
+    factors, result : str
+        Dtypes: ``"float16"`` into ``"float32"``, ``"int8"`` into ``"int32"``.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    factors: str
+    result: str
+
+
+@dataclass(frozen=True)
 class Target:
     """One named target.
 
@@ -63,6 +82,8 @@ class Target:
         Of a graphics processor.
     host : str, optional
         Target triple of the processor beside a graphics processor; this machine's where None.
+    matrices : tuple of MatrixUnit
+        The products that the device has units for; at most one of each dtype.
     """
 
     name: str
@@ -74,6 +95,7 @@ class Target:
     features: frozenset[str] = frozenset()
     limits: Limits | None = None
     host: str | None = None
+    matrices: tuple[MatrixUnit, ...] = ()
 
     def with_host(self, triple: str) -> Target:
         """Return this target beside another processor than the one it comes with.

@@ -1,13 +1,46 @@
 """What every test shares.
 
 Tests compile and run in one process, so the whole of TVM must be loaded before the runtime, which
-would load a part of it. Compiled modules are kept between runs, away from the user's own cache.
+would load a part of it. Compiled modules are kept between runs, away from the user's own cache. The
+first device of every kind is named, so that a processor that poses as one is used, too; here, as no
+process whose drivers have threads may change its environment.
 """
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
 
 import bitfabric.compiler  # noqa: F401
+import pytest
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "modules"
 os.environ.setdefault("BITFABRIC_CACHE", str(CACHE))
+os.environ.setdefault("FABRIC_DEVICE", "0")
+
+from .devices import is_slow  # noqa: E402  it asks for the devices, with these variables
+
+LONG = {
+    "test_a_work_group_adds_the_query_heads_where_there_are_enough",
+    "test_gradients_are_the_same_every_time",
+    "test_rows_are_read_where_they_lie_without_shared_memory",
+    "test_the_adjoint_is_the_same_every_time",
+}
+"""Tests whose kernels lavapipe compiles for ten seconds and more."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On lavapipe, which takes seconds to compile a kernel, leave the first case of each test.
+
+    The others are slow ones there.
+    """
+    seen = set()
+    for item in items:
+        device = item.get_closest_marker("device")
+        if device is None or not is_slow(*device.args):
+            continue
+        test = item.nodeid.partition("[")[0]
+        if test in seen or test.rpartition("::")[2] in LONG:
+            item.add_marker(pytest.mark.slow)
+        seen.add(test)

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "errors.h"
 #include "module_format.h"
 #include "pool.h"
 
@@ -46,6 +47,21 @@ inline std::vector<ArgumentSlot> ArgumentLayout(const KernelInfo& kernel) {
     }
   }
   return layout;
+}
+
+[[noreturn]] inline void RaiseCount(const std::string& kernel, size_t arguments, size_t extents,
+                                    size_t count) {
+  TVM_FFI_THROW(TypeError) << "Kernel " << kernel << " takes " << arguments << " arguments and "
+                           << extents << " launch extents, not " << count << " values in all.";
+  throw;
+}
+
+// `device`: where the kernel runs.
+[[noreturn]] inline void RaiseForeign(const char* api, const std::string& kernel,
+                                      const std::string& device, size_t at, const Block& block) {
+  Raise(api, Trouble::kError,
+        "Kernel " + kernel + " runs on " + device + ", but its argument " + std::to_string(at) +
+            " lies on device " + std::to_string(block.device) + ".");
 }
 
 // The block behind a buffer argument; null where the host code passes none.
@@ -89,6 +105,13 @@ struct WorkSize {
 
 inline std::string WorkText(const size_t (&size)[3]) {
   return std::to_string(size[0]) + "x" + std::to_string(size[1]) + "x" + std::to_string(size[2]);
+}
+
+// What was asked for, for errors.
+inline std::string LaunchText(const std::string& kernel, const WorkSize& work,
+                              const std::string& device) {
+  return "Launching kernel " + kernel + " with " + WorkText(work.groups) + " groups of " +
+         WorkText(work.threads) + " threads on " + device;
 }
 
 // Where each launch extent goes. Unknown tags are refused when the kernel is first asked for.

@@ -20,6 +20,11 @@
 
 namespace bitfabric {
 
+struct ProgramCounts {
+  std::atomic<uint64_t> compiled{0};  // by the driver
+  std::atomic<uint64_t> loaded{0};    // from the disk
+};
+
 class BinaryCache {
  public:
   // `kind` names the folder within the cache: $BITFABRIC_CACHE, or bitfabric in the user's cache.

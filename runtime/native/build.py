@@ -18,7 +18,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-KINDS = ("opencl",)
+KINDS = ("opencl", "vulkan")
 """The backends that there are sources of."""
 PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"}
 LIBRARIES = ("tvm_runtime", "tvm_ffi")

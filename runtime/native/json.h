@@ -42,14 +42,14 @@ class JsonObject {
     for (const std::string& value : values) list += (list.empty() ? "" : ", ") + JsonText(value);
     return Raw(key, "[" + list + "]");
   }
-  std::string str() const { return "{" + body_ + "}"; }
-
- private:
+  // A value that is JSON already.
   JsonObject& Raw(const char* key, const std::string& value) {
     body_ += (body_.empty() ? "" : ", ") + JsonText(key) + ": " + value;
     return *this;
   }
+  std::string str() const { return "{" + body_ + "}"; }
 
+ private:
   std::string body_;
 };
 

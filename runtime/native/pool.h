@@ -5,8 +5,8 @@
 // When an allocation fails, all that is kept goes back to the driver before the error is raised.
 //
 // A block may be freed while commands that use it still wait in the device's queue. The next owner
-// sees the memory only through commands that come later in that same in-order queue (host writes
-// are queue commands too, memory is never mapped), so nothing has to wait.
+// sees the memory only through commands that come later in that same in-order queue, so nothing has
+// to wait. Where a backend lets the host write memory in place, it must see to the order itself.
 #pragma once
 
 #include <algorithm>

@@ -8,15 +8,18 @@
 
 namespace bitfabric {
 
+// Bytes of the largest write that is copied at once, so that nobody waits for it.
+constexpr size_t kStagedMost = size_t{64} << 10;
+
 // A ring in two halves. One half fills while the queue empties the other; `Wait` is called before a
 // half is used again, and must return when the commands issued before `Mark` are done.
 template <typename Event>
 class Staging {
  public:
   static constexpr size_t kHalf = size_t{512} << 10;
-  static constexpr size_t kLargest = size_t{64} << 10;  // bytes that may be asked for
 
-  // Returns a copy of the bytes that lasts until the commands enqueued next have run.
+  // Returns a copy of the bytes, kStagedMost at most, that lasts until the commands enqueued next
+  // have run.
   // `mark`: () → Event, after the commands so far; `wait`: (Event) → void, releases the event.
   template <typename Mark, typename Wait>
   const char* Copy(const void* from, size_t bytes, Mark mark, Wait wait) {

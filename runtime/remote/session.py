@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...targets import FabricError
+from ...targets import APIS, FabricError
 from ..backends import backend_status, load_backend
 from ..ffi import tvm_ffi
 from ..library import load_runtime
@@ -116,8 +116,9 @@ def register(desk: Desk, name: str, folder: Path) -> None:
 
     def load_module(file: str) -> Any:
         # A module for a device needs its backend; one for the processor does not miss it.
-        if backend_status("opencl")["library"] is not None:
-            load_backend("opencl")
+        for kind in APIS:
+            if backend_status(kind)["library"] is not None:
+                load_backend(kind)
         return tvm_ffi.load_module(str(folder / file))
 
     functions: dict[str, Callable[..., Any]] = {

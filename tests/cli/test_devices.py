@@ -1,4 +1,4 @@
-"""`fabric devices`: the processor and what OpenCL's drivers offer, with a verdict on each."""
+"""`fabric devices`: the processor and what each API's drivers offer, with a verdict on each."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ import click.testing
 import pytest
 from bitfabric.cli import main
 from bitfabric.runtime import backends
-from bitfabric.targets import FabricError
+from bitfabric.targets import APIS, FabricError
 
 from ..targets.descriptions import ADRENO_830, CLOVER, H200, MALI_G715, POCL
+from ..targets.vulkan_descriptions import H200 as VULKAN_H200
+from ..targets.vulkan_descriptions import LAVAPIPE
 from .helpers import fabric, fabric_json
 
+MISSING = FabricError("It can't be used: no driver.", "Install one.")
 
-def _run(monkeypatch: pytest.MonkeyPatch, devices: Any, *arguments: str) -> click.testing.Result:
-    """Run the command on described devices, or on the error that asking for them raises."""
 
-    def answer() -> list[dict[str, Any]]:
-        if isinstance(devices, Exception):
-            raise devices
-        return [{**device, "index": index} for index, device in enumerate(devices)]
+def _run(
+    monkeypatch: pytest.MonkeyPatch,
+    opencl: list[dict[str, Any]],
+    *arguments: str,
+    vulkan: list[dict[str, Any]] | None = None,
+) -> click.testing.Result:
+    """Run the command on described devices; where there are none, asking for them fails."""
+    there = {"opencl": opencl, "vulkan": vulkan or []}
 
-    monkeypatch.setattr(backends, "opencl_devices", answer)
+    def answer(kind: str) -> list[dict[str, Any]]:
+        if not there[kind]:
+            raise MISSING
+        return [{**device, "index": index} for index, device in enumerate(there[kind])]
+
+    monkeypatch.setattr(backends, "devices", answer)
     return click.testing.CliRunner().invoke(main, ["devices", *arguments])
 
 
@@ -32,16 +42,19 @@ def test_the_processor_comes_first_and_real_devices_after_it() -> None:
     cpu, *others = found["devices"]
     assert cpu["kind"] == "cpu"
     assert cpu["memory_mib"] > cpu["memory_available_mib"] > 0
-    if found["opencl_problem"]:
-        pytest.skip(found["opencl_problem"]["error"])
-    for index, device in enumerate(others):
-        assert device["kind"] == "opencl"
-        assert device["index"] == index
-        assert device["max_buffer"] > 0
-        assert device["used"] == (device["target"] is not None)
-    shown = fabric("devices").stdout
-    assert others[0]["name"] in shown
-    assert others[0]["reason"] in shown
+    if not others:
+        pytest.skip(str(found["problems"]))
+    for kind in APIS:
+        of_kind = [device for device in others if device["kind"] == kind]
+        assert (kind in found["problems"]) == (not of_kind)
+        for index, device in enumerate(of_kind):
+            assert device["index"] == index
+            assert device["max_buffer"] > 0
+            assert device["used"] == (device["target"] is not None)
+    shown = " ".join(fabric("devices").stdout.split())
+    for device in others:
+        assert device["name"] in shown
+        assert device["reason"] in shown
 
 
 def test_each_device_is_shown_with_its_limits_and_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +66,16 @@ def test_each_device_is_shown_with_its_limits_and_target(monkeypatch: pytest.Mon
     assert "no 16-bit floats" in h200
     assert "shared with the processor" in adreno
     assert "a processor is faster with --target cpu" in pocl
+
+
+def test_both_apis_show_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _run(monkeypatch, [H200], vulkan=[VULKAN_H200, LAVAPIPE]).stdout
+    first, second = shown.split("\nvulkan:")[1:]
+    assert "vulkan-nvidia" in first
+    assert "has units for matrices" in first
+    assert "NVIDIA 580.159.04; Vulkan 1.4" in first
+    assert "where it is named (--device vulkan:1)" in " ".join(second.split())
+    assert "opencl-nvidia" in shown.split("\nvulkan:")[0]
 
 
 def test_a_refused_device_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,18 +93,18 @@ def test_json_has_the_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "buffers above 256 MiB are split" in mali["notes"]
     assert clover["used"] is False
     assert clover["target"] is None
-    assert found["opencl_problem"] is None
+    assert set(found["problems"]) == {"vulkan"}
 
 
 def test_without_a_driver_the_processor_is_shown_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    missing = FabricError("OpenCL can't be used: no driver.", "Install one.")
-    done = _run(monkeypatch, missing)
+    done = _run(monkeypatch, [])
     assert done.exit_code == 0
     assert "which is what --target cpu means here" in done.stdout
-    assert "opencl  none: OpenCL can't be used: no driver." in done.stdout
+    assert "opencl  none: It can't be used: no driver." in done.stdout
+    assert "vulkan  none: It can't be used: no driver." in done.stdout
     assert "fabric doctor" in done.stdout
-    found = json.loads(_run(monkeypatch, missing, "--json").stdout.splitlines()[-1])
+    found = json.loads(_run(monkeypatch, [], "--json").stdout.splitlines()[-1])
     assert len(found["devices"]) == 1
-    assert found["opencl_problem"]["remedy"] == "Install one."
+    assert found["problems"]["opencl"]["remedy"] == "Install one."

@@ -7,16 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bitfabric.cli import checkup, checkup_opencl
+from bitfabric.cli import checkup, checkup_devices
 from bitfabric.cli.checkup import MISSING, OK, PROBLEM, Row
-from bitfabric.runtime.backends import opencl_devices
-from bitfabric.runtime.self_test import Check, check_device
-from bitfabric.targets import FabricError
+from bitfabric.cli.drivers import DRIVERS
+from bitfabric.runtime.self_test import Check
+from bitfabric.targets import APIS
 
+from ..devices import every_api
 from ..targets.descriptions import ADRENO_830, CLOVER, H200, POCL
+from ..targets.vulkan_descriptions import H200 as VULKAN_H200
+from ..targets.vulkan_descriptions import LAVAPIPE
 from .helpers import environment, fabric, fabric_json
 
 
@@ -35,7 +39,7 @@ def _rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str]]:
 
 def test_here_the_processor_works() -> None:
     found = fabric_json("doctor")
-    assert set(found) == {"cpu", "opencl", "checks", "devices"}
+    assert set(found) == {"cpu", *APIS, "checks", "devices"}
     assert found["cpu"] is True
     rows = {row["subject"]: row for row in found["checks"]}
     for subject in ("Python", "packages", "runtime", "compiler", "processor"):
@@ -48,22 +52,13 @@ def test_here_the_processor_works() -> None:
     assert "The processor is ready" in shown.stdout
 
 
-def _needs_opencl() -> None:
-    try:
-        opencl_devices()
-    except FabricError as error:
-        pytest.skip(str(error))
-
-
-def test_a_real_device_computes_rightly() -> None:
-    _needs_opencl()
-    for device in opencl_devices():
-        checks = check_device(device)
-        assert all(check.passed for check in checks), checks
-        assert [check.name for check in checks[:3]] == [
-            "32-bit floats", "sums over a work-group", "8-bit dot products",
-        ]  # fmt: skip
-    assert "opencl:0" in fabric_json("doctor")["opencl"]
+@every_api
+def test_a_real_device_computes_rightly(kind: str) -> None:
+    found = fabric_json("doctor")
+    assert f"{kind}:0" in found[kind]
+    (row,) = (row for row in found["checks"] if row["subject"] == f"{kind}:0")
+    for check in ("32-bit floats", "sums over a work-group", "8-bit dot products"):
+        assert check in row["detail"]
 
 
 def test_a_wrong_number_fails_its_check() -> None:
@@ -78,7 +73,7 @@ def test_without_a_driver_it_says_what_to_install(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert rows["OpenCL drivers"]["state"] == MISSING
     assert "pocl-opencl-icd" in rows["OpenCL drivers"]["remedy"]
-    assert f"OCL_ICD_VENDORS={tmp_path}" in rows["environment"]["detail"]
+    assert f"OCL_ICD_VENDORS={tmp_path}" in rows["OpenCL variables"]["detail"]
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -170,7 +165,7 @@ def test_a_failing_basic_is_exit_status_2(monkeypatch: pytest.MonkeyPatch) -> No
 
     bad = Row("compiler", MISSING, "no C++ compiler", "apt install g++")
     monkeypatch.setattr(doctor, "check_compiler", lambda: bad)
-    monkeypatch.setattr(doctor, "_graphics", lambda: ([], []))
+    monkeypatch.setattr(doctor, "_graphics", lambda api: ([], []))
     done = click.testing.CliRunner().invoke(main, ["doctor", "--json"])
     assert done.exit_code == 2
     assert json.loads(done.stdout.splitlines()[-1])["cpu"] is False
@@ -191,7 +186,8 @@ def test_what_the_devices_answered_becomes_rows() -> None:
         {"index": 1, "checks": wrong},
         {"index": 3, "error": "out of memory"},
     ]
-    rows, listed = checkup_opencl.rows_of(lines, -11)
+    opencl = APIS["opencl"]
+    rows, listed = checkup_devices.rows_of(opencl, lines, -11)
     assert listed == devices
     assert [row.state for row in rows] == [OK, PROBLEM, PROBLEM, PROBLEM, PROBLEM]
     assert "--target opencl-nvidia" in rows[0].detail
@@ -199,7 +195,7 @@ def test_what_the_devices_answered_becomes_rows() -> None:
     assert "OpenCL 1.1" in rows[2].detail
     assert "out of memory" in rows[3].detail
     assert "crashed (SIGSEGV) in the self-test" in rows[4].detail
-    (row,), _ = checkup_opencl.rows_of([], None)
+    (row,), _ = checkup_devices.rows_of(opencl, [], None)
     assert "did not come back" in row.detail
 
 
@@ -212,19 +208,26 @@ def test_a_graphics_processor_without_a_driver_is_noticed(tmp_path: Path) -> Non
         (tmp_path / name).mkdir()
         (tmp_path / name / "class").write_text(kind + "\n")
         (tmp_path / name / "vendor").write_text(maker + "\n")
-    (intel,) = checkup_opencl.check_unused([H200, POCL], str(tmp_path))
+    opencl = APIS["opencl"]
+    (intel,) = checkup_devices.check_unused(opencl, [H200, POCL], str(tmp_path))
     assert intel.subject == "Intel graphics"
     assert "intel-opencl-icd" in intel.remedy
-    nvidia = checkup_opencl.check_unused([POCL], str(tmp_path))[0]
+    nvidia = checkup_devices.check_unused(opencl, [POCL], str(tmp_path))[0]
     assert "nvidia-opencl-icd" in nvidia.remedy
+    intel = checkup_devices.check_unused(APIS["vulkan"], [VULKAN_H200, LAVAPIPE], str(tmp_path))[0]
+    assert intel.remedy == "Run: apt install mesa-vulkan-drivers"
 
 
-def test_icd_files_are_listed_with_their_libraries(
+def test_drivers_are_listed_with_their_libraries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in checkup_opencl.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "vendor.icd").write_text("libvendor.so.1\n")
-    (row,) = checkup_opencl.check_drivers(str(tmp_path))
-    assert row.state == OK
-    assert "vendor.icd (libvendor.so.1)" in row.detail
+    for kind, name, text in (
+        ("opencl", "vendor.icd", "libvendor.so.1\n"),
+        ("vulkan", "vendor.json", '{"ICD": {"library_path" : "libvendor.so.1"}}'),
+    ):
+        (tmp_path / name).write_text(text)
+        drivers = replace(DRIVERS[kind], folders=(str(tmp_path),), folder_variable="")
+        monkeypatch.setitem(DRIVERS, kind, drivers)
+        row = checkup_devices.check_drivers(APIS[kind])[0]
+        assert row.state == OK
+        assert f"{name} (libvendor.so.1)" in row.detail

@@ -1,4 +1,4 @@
-"""`fabric targets`, and the target that --target and --host choose."""
+"""`fabric targets`, and the target that --target chooses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from bitfabric.runtime import device as runtime_device
 from bitfabric.targets import FabricError, get_target, list_targets
 
 from ..targets.descriptions import CLOVER, H200, POCL
+from ..targets.vulkan_descriptions import H200 as VULKAN_H200
+from ..targets.vulkan_descriptions import LAVAPIPE
 from .helpers import fabric, fabric_json
 
 
@@ -32,7 +34,7 @@ def test_every_target_is_listed_with_its_family_and_limits() -> None:
 
 
 def _with_devices(monkeypatch: pytest.MonkeyPatch, devices: list[dict[str, Any]]) -> None:
-    monkeypatch.setattr(runtime_device, "opencl_devices", lambda: devices)
+    monkeypatch.setattr(runtime_device, "devices", lambda kind: devices)
 
 
 def test_auto_is_the_first_device_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,12 +53,25 @@ def test_auto_without_a_device_that_works_says_why(monkeypatch: pytest.MonkeyPat
     assert "--target cpu" in told.value.remedy
 
 
-def test_a_host_is_set_on_any_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    _with_devices(monkeypatch, [H200])
+def test_a_processor_that_poses_as_a_vulkan_device_has_to_be_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("FABRIC_DEVICE", raising=False)
-    assert command.chosen_target("opencl") == get_target("opencl")
-    for name in ("opencl", "opencl:auto"):
-        chosen = command.chosen_target(name, host="aarch64-linux-gnu")
-        assert chosen.host == "aarch64-linux-gnu"
-    with pytest.raises(FabricError, match="processor itself"):
-        command.chosen_target("cpu", host="aarch64-linux-gnu")
+    _with_devices(monkeypatch, [VULKAN_H200, {**LAVAPIPE, "index": 1}])
+    assert "H200" in command.chosen_target("vulkan:auto").description
+    _with_devices(monkeypatch, [LAVAPIPE])
+    for named in ("", "vulkan"):
+        monkeypatch.setenv("FABRIC_DEVICE", named)
+        with pytest.raises(FabricError, match=r"llvmpipe.*, which is the processor") as told:
+            command.chosen_target("vulkan:auto")
+        assert "--device vulkan:0" in told.value.remedy
+    for named in ("vulkan:0", "0", "LLVMpipe", "vulkan:llvm"):
+        monkeypatch.setenv("FABRIC_DEVICE", named)
+        assert "llvmpipe" in command.chosen_target("vulkan:auto").description
+    monkeypatch.setenv("FABRIC_DEVICE", "opencl:0")
+    with pytest.raises(FabricError, match="no vulkan device named 'opencl:0'"):
+        command.chosen_target("vulkan:auto")
+
+
+def test_other_names_are_the_registrys() -> None:
+    assert command.chosen_target("vulkan-amd") == get_target("vulkan-amd")

@@ -109,17 +109,24 @@ def test_the_commands_of_its_notes_build_a_program_that_writes_the_same(portable
     assert [int(word) for word in done.stdout.split()] == expected
 
 
-def test_a_bundle_for_android_brings_notes_sources_and_our_runtime(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "kind", "driver"),
+    [("adreno", "opencl", "libOpenCL.so"), ("adreno-vulkan", "vulkan", "FABRIC_VULKAN_LIB")],
+)
+def test_a_bundle_for_android_brings_notes_sources_and_our_runtime(
+    target: str, kind: str, driver: str, tmp_path: Path
+) -> None:
     for variable in backend.NDK_VARIABLES:
         assert variable not in os.environ, "an NDK would be used"
-    bundle = compile_model(MODEL, get_target("adreno"), OPTIONS, tmp_path / "tiny.fabric")
+    bundle = compile_model(MODEL, get_target(target), OPTIONS, tmp_path / "tiny.fabric")
     notes = (bundle / "DEPLOY.md").read_text()
-    for word in ("Termux", "jniLibs", "embed/generate.cc", "libbitfabric_opencl.so", "NDK"):
+    library = f"libbitfabric_{kind}.so"
+    for word in ("Termux", "jniLibs", "embed/generate.cc", library, driver, "NDK"):
         assert word in notes, word
     version = importlib.metadata.version("apache-tvm-ffi")
     assert f"apache-tvm-ffi=={version}" in notes
     native = bundle / "runtime" / backend.NATIVE
-    sources = {path.name for path in backend.build.sources("opencl")}
+    sources = {path.name for path in backend.build.sources(kind)}
     assert sources <= {path.name for path in native.rglob("*")}
     assert (bundle / "run.py").is_file()
     assert (bundle / "weights" / "ends.bin").is_file()

@@ -1,6 +1,6 @@
 """Compile the bundles that the tests here compare, to be sent to a machine with a GPU.
 
-Run as ``python tests/hardware/make_bundles.py FOLDER [--target opencl-nvidia] [--cpu cpu-avx2]``;
+Run as ``python tests/hardware/make_bundles.py FOLDER [--target vulkan-nvidia …] [--cpu cpu-avx2]``;
 there, with the runtime alone: ``FABRIC_HARDWARE_BUNDLES=FOLDER python -m pytest --noconftest
 tests/hardware``.
 """
@@ -37,10 +37,10 @@ WIDE = ModelConfig(
 
 
 def main() -> None:
-    """Compile every case for two kinds of processor and for the device."""
+    """Compile every case for two kinds of processor and for the device, by each of its APIs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--target", default="opencl-nvidia")
+    parser.add_argument("--target", action="append", help="opencl-nvidia and vulkan-nvidia")
     parser.add_argument("--cpu", default="cpu-avx2")
     arguments = parser.parse_args()
     llama = replace(
@@ -55,7 +55,9 @@ def main() -> None:
         "nano": (open_model("nano"), CompileOptions(context=128)),
     }
     for name, (model, options) in cases.items():
-        kinds = {"cpu": arguments.cpu, "other": "cpu-x86-64", "device": arguments.target}
+        kinds = {"cpu": arguments.cpu, "other": "cpu-x86-64"}
+        for target in arguments.target or ("opencl-nvidia", "vulkan-nvidia"):
+            kinds[f"on-{target}"] = target
         for kind, target in kinds.items():
             path = arguments.folder / f"{name}-{kind}.fabric"
             compile_model(model, get_target(target), options, path)

@@ -17,7 +17,8 @@ import pytest
 from bitfabric.runtime import Batch, Bundle, InferenceEngine, TrainingEngine, open_bundle
 
 FOLDER = os.environ.get("FABRIC_HARDWARE_BUNDLES", "")
-NAMES = sorted(path.name[: -len("-cpu.fabric")] for path in Path(FOLDER).glob("*-cpu.fabric"))
+NAMES = sorted(path.stem for path in Path(FOLDER).glob("*-on-*.fabric"))
+"""Such as ``nano-on-vulkan-nvidia``: a case, and the device's target."""
 
 pytestmark = pytest.mark.skipif(
     not (FOLDER and NAMES), reason="FABRIC_HARDWARE_BUNDLES names no folder of bundles to compare"
@@ -27,8 +28,9 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=NAMES)
 def both(request: pytest.FixtureRequest) -> tuple[Bundle, Bundle]:
     """Return one case, compiled for the processor and for the device."""
+    case = request.param.partition("-on-")[0]
     cpu, device = (
-        open_bundle(Path(FOLDER) / f"{request.param}-{kind}.fabric") for kind in ("cpu", "device")
+        open_bundle(Path(FOLDER) / f"{n}.fabric") for n in (f"{case}-cpu", request.param)
     )
     return cpu, device
 
@@ -64,7 +66,8 @@ def test_training(both: tuple[Bundle, Bundle], request: pytest.FixtureRequest) -
 
 def other_path(request: pytest.FixtureRequest) -> Path:
     """Return the bundle of the same case for another kind of processor."""
-    return Path(FOLDER) / f"{request.node.callspec.params['both']}-other.fabric"
+    case = request.node.callspec.params["both"].partition("-on-")[0]
+    return Path(FOLDER) / f"{case}-other.fabric"
 
 
 def trained(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +89,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def test_logits(both: tuple[Bundle, Bundle], request: pytest.FixtureRequest) -> None:
     other = open_bundle(other_path(request))
     here, there, elsewhere = (log_probabilities(b) for b in (*both, other))
-    assert divergence(here, there) < max(1e-6, 2.0 * divergence(here, elsewhere))
+    assert divergence(here, there) < max(1e-6, 3.0 * divergence(here, elsewhere))
     assert agreement(here, there) >= min(0.999, agreement(here, elsewhere) - 0.01)
 
 

@@ -183,9 +183,7 @@ def test_onnxruntimes_blocks_of_four_bits(
     assert_same_model(found, model, scales=1e-6 if symmetric else 1 / 14.9)
 
 
-def test_a_graph_that_onnxruntime_has_fused(
-    llama: tuple[Checkpoint, Path], tmp_path: Path
-) -> None:
+def test_a_graph_that_onnxruntime_has_fused(llama: tuple[Checkpoint, Path], tmp_path: Path) -> None:
     model, path = llama
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "fused.onnx")
@@ -208,9 +206,7 @@ def test_files_beside_are_mapped_and_read(llama: tuple[Checkpoint, Path], tmp_pa
     assert (found.config.bos_token_id, found.config.max_context) == (1, 99)
 
 
-def test_an_imported_model_trains_like_the_original(
-    bitnet_folder: Path, tmp_path: Path
-) -> None:
+def test_an_imported_model_trains_like_the_original(bitnet_folder: Path, tmp_path: Path) -> None:
     original = open_model(str(bitnet_folder))
     export_onnx(original, tmp_path / "m.onnx", OnnxOptions(bits=4))
     model = open_model(str(tmp_path / "m.onnx"))

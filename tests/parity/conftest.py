@@ -11,7 +11,8 @@ import pytest
 from bitfabric.compiler import CompileOptions, LoraOptions, compile_model
 from bitfabric.models import MODULES, ModelConfig, RandomCheckpoint
 from bitfabric.runtime import Bundle, open_bundle
-from bitfabric.targets import get_target
+from bitfabric.runtime.backends import devices
+from bitfabric.targets import automatic, get_target
 
 BASE = ModelConfig(
     family="random",
@@ -69,7 +70,9 @@ def compile_tiny(
     lora = LoraOptions(**{"rank": 4, "modules": MODULES, **case.get("lora", {})})
     chosen = {"context": 12, "head": "f16", **case.get("options", {}), **options}
     compiled = CompileOptions(lora=lora, **chosen)
-    compile_model(model, get_target(target), compiled, folder / "tiny.fabric")
+    api = automatic(target)
+    chosen = get_target(target, devices(api.kind)[0] if api else None)
+    compile_model(model, chosen, compiled, folder / "tiny.fabric")
     return Compiled(model, compiled, open_bundle(folder / "tiny.fabric"))
 
 

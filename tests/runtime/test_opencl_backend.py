@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 import struct
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,8 +15,6 @@ import pytest
 import tvm
 from bitfabric.runtime.ffi import tvm_ffi
 from tvm import relax
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
 
 from .opencl_tools import (
     GROUP,
@@ -37,6 +33,7 @@ from .opencl_tools import (
     view,
     why_not,
 )
+from .row_sums import check, compiled
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no OpenCL: {REASON}")
@@ -248,45 +245,10 @@ def test_memory_is_counted_reused_and_given_back() -> None:
     assert memory() == before
 
 
-def row_sums() -> tvm.IRModule:
-    """A function of two kernels with a workspace between: y = x · (sum of x's row)."""
-    n = tvm.te.var("n", "int64")
-    x = tvm.te.placeholder((n, 256), "float32")
-    like = tvm.te.create_prim_func([x, tvm.te.compute((n, 256), lambda i, j: x[i, j])])
-    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        source, target = [T.arg(p.name, p) for p in like.params]
-        rows = source.shape[0]
-        sums = T.alloc_buffer((rows,), "float32")
-        launch = T.launch_thread
-        with launch("blockIdx.x", rows) as row, launch("threadIdx.x", 1):
-            T.buffer_store(sums, T.float32(0), [row])
-            with T.serial(0, 256) as k:
-                T.buffer_store(sums, sums[row] + source[row, k], [row])
-        with launch("blockIdx.x", rows) as row, launch("threadIdx.x", 256) as k:
-            T.buffer_store(target, source[row, k] * sums[row], [row, k])
-    builder_module = relax.BlockBuilder()
-    argument = relax.Var("x", relax.TensorType((n, 256), "float32"))
-    with builder_module.function("main", [argument]):
-        kernel = builder_module.add_func(builder.get(), "row_sums")
-        with builder_module.dataflow():
-            kind = relax.TensorType((n, 256), "float32")
-            result = builder_module.emit_output(relax.call_tir(kernel, [argument], kind))
-        builder_module.emit_func_output(result)
-    return builder_module.get()
-
-
-def resident_bytes() -> int:
-    """Return this process's memory; 0 where the system does not say."""
-    if not sys.platform.startswith("linux"):
-        return 0
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def compiled() -> relax.VMExecutable:
-    kind = {"kind": "opencl", "max_threads_per_block": 256, "max_shared_memory_per_block": 32768}
-    host = {"kind": "llvm", "mtriple": tvm.target.codegen.llvm_get_system_triple()}
-    return tvm.compile(row_sums(), target=tvm.target.Target(kind, host=host))
+def compiled_row_sums() -> relax.VMExecutable:
+    return compiled(
+        {"kind": "opencl", "max_threads_per_block": 256, "max_shared_memory_per_block": 32768}
+    )
 
 
 def device_code(executable: relax.VMExecutable, path: Path) -> bytes:
@@ -304,33 +266,14 @@ def device_code(executable: relax.VMExecutable, path: Path) -> bytes:
 def test_a_module_made_in_this_process_is_written_as_tvm_writes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = device_code(compiled(), tmp_path / "ours.so")
+    ours = device_code(compiled_row_sums(), tmp_path / "ours.so")
     monkeypatch.setenv("TVM_COMPILE_FORCE_FALLBACK", "1")
-    assert ours == device_code(compiled(), tmp_path / "tvm.so")
+    assert ours == device_code(compiled_row_sums(), tmp_path / "tvm.so")
 
 
 def test_the_virtual_machine_runs_a_compiled_module_without_leaking(tmp_path: Path) -> None:
-    compiled().export_library(str(tmp_path / "module.so"))
-    executable = tvm_ffi.load_module(str(tmp_path / "module.so"))["vm_load_executable"]()
-    executable["vm_initialization"](4, 0, 2, 1, 0, 2)
-    main = executable["main"]
-    for rows in (5, 1, 17):
-        x = np.random.default_rng(rows).standard_normal((rows, 256)).astype("float32")
-        expected = x.astype("float64") * x.astype("float64").sum(1, keepdims=True)
-        np.testing.assert_allclose(download(main(upload(x))), expected, rtol=1e-4, atol=1e-4)
-    x = upload(x)
-
-    def steps(count: int) -> tuple[int, dict[str, int]]:
-        for _ in range(count):
-            main(x)
-        sync()
-        return resident_bytes(), memory()
-
-    steps(2000)
-    resident, counters = steps(500)
-    resident_later, counters_later = steps(10_000)
-    assert counters_later == counters
-    assert resident_later - resident < 2 << 20
+    compiled_row_sums().export_library(str(tmp_path / "module.so"))
+    check(tmp_path / "module.so", 4, upload, download, memory)
 
 
 def test_the_timer_measures_the_device() -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bitfabric.runtime import Batch, Bundle, InferenceEngine, TrainingEngine
-from bitfabric.runtime.backends import opencl_devices
 from bitfabric.runtime.remote import (
     Address,
     RemoteError,
@@ -29,9 +28,9 @@ from bitfabric.runtime.remote import (
 )
 from bitfabric.runtime.remote.message import pack, unpack
 from bitfabric.runtime.remote.tracker import Tracker
-from bitfabric.targets import FabricError
 from bitfabric.targets.manifest import digest
 
+from ..devices import every_api
 from ..parity.conftest import compile_tiny
 from .remote_tools import PATIENCE, Device, TvmTracker, free_port
 
@@ -100,13 +99,12 @@ def test_training_there_gives_the_bits_of_training_here(bundle: Bundle, device: 
     assert there.device_memory_mib == 0.0
 
 
-def test_opencl_there_gives_the_bits_of_opencl_here(device: Device, tmp_path: Path) -> None:
-    try:
-        opencl_devices()
-    except FabricError as error:
-        pytest.skip(str(error))
+@every_api
+def test_a_device_there_gives_the_bits_of_the_device_here(
+    kind: str, device: Device, tmp_path: Path
+) -> None:
     case = {"lora": LORA, "config": {"num_layers": 1}}
-    bundle = compile_tiny(tmp_path, case, target="opencl", head="int8").bundle
+    bundle = compile_tiny(tmp_path, case, target=f"{kind}:auto", head="int8").bundle
     here = TrainingEngine(bundle)
     there = RemoteTrainingEngine(bundle, device.address, patience=PATIENCE)
     for engine in (here, there):

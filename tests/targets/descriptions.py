@@ -43,7 +43,12 @@ ADRENO_830 = _device(
     driver="OpenCL 3.0 QUALCOMM build: commit unknown Compiler E031.47.18.21",
     global_memory=5556 * MIB,
     max_buffer=1024 * MIB,
-    extensions=["cl_khr_fp16", "cl_khr_integer_dot_product", "cl_qcom_dot_product8"],
+    extensions=[
+        "cl_khr_fp16",
+        "cl_khr_integer_dot_product",
+        "cl_khr_subgroups",
+        "cl_qcom_dot_product8",
+    ],
 )
 # Many drivers name the model in the version alone.
 ADRENO_740 = {
@@ -66,6 +71,7 @@ MALI_G715 = _device(
     extensions=[
         "cl_khr_fp16",
         "cl_khr_integer_dot_product",
+        "cl_khr_subgroups",
         "cl_arm_integer_dot_product_accumulate_int8",
     ],
 )
@@ -130,7 +136,7 @@ UHD_730 = _device(
     max_threads=512,
     subgroup=32,
     subgroup_sizes=[8, 16, 32],
-    extensions=["cl_khr_fp16", "cl_intel_required_subgroup_size"],
+    extensions=["cl_khr_fp16", "cl_khr_subgroups", "cl_intel_required_subgroup_size"],
 )
 RX_480 = _device(
     "gfx803",

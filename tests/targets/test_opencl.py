@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import tvm
-from bitfabric.models.kernels import rms_norm
-from bitfabric.runtime.backends import opencl_devices
+from bitfabric.runtime.backends import devices
 from bitfabric.targets import FabricError, Target, get_target, host_triple, list_targets
 from bitfabric.targets.opencl import ADRENO_WINDOW, ANDROID, AUTO, TARGETS, WINDOW, from_device
 
-from ..schedules.kernel_harness import every_gpu, prim_func, run
+from ..schedules.kernel_harness import every_gpu, through
 from .descriptions import ADRENO_740, ADRENO_830, H200, MALI_G715, POCL, UHD_730
+from .one_kernel import compare_a_norm
 
 KIB, MIB = 1 << 10, 1 << 20
-FEATURES = {"fp16", "shared_memory", "int8_dot"}
+FEATURES = {"fp16", "shared_memory", "int8_dot", "subgroup"}
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -54,8 +53,8 @@ def test_mali_has_no_shared_memory_worth_using_and_adreno_small_windows() -> Non
     [
         (ADRENO_830, FEATURES, ADRENO_WINDOW, 1024, 32 * KIB),
         (ADRENO_740, FEATURES, ADRENO_WINDOW, 1024, 32 * KIB),
-        (MALI_G715, {"fp16", "int8_dot"}, WINDOW, 1024, 32 * KIB),
-        (H200, {"shared_memory", "int8_dot"}, WINDOW, 1024, 48 * KIB),
+        (MALI_G715, {"fp16", "int8_dot", "subgroup"}, WINDOW, 1024, 32 * KIB),
+        (H200, {"shared_memory", "int8_dot", "subgroup"}, WINDOW, 1024, 48 * KIB),
         (UHD_730, FEATURES, WINDOW, 512, 64 * KIB),
         (POCL, set(), WINDOW, 1024, 64 * KIB),
     ],
@@ -117,16 +116,6 @@ FAMILIES = ("opencl", "opencl-nvidia", "intel-gpu", "opencl-amd", "adreno-830", 
 @every_gpu
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_kernel_of_each_family_computes_rightly(target: Target, name: str) -> None:
-    device = opencl_devices()[0]
-    chosen = get_target(name, device).with_host(host_triple(target))
-    random = np.random.default_rng(0)
-    x, weight = random.standard_normal((5, 96)), random.standard_normal(96)
-    function = prim_func(
-        "rms_norm",
-        lambda bb, a, b: rms_norm(bb, a, b, 1e-5),
-        [((5, 96), "float32"), ((96,), "float32")],
-    )
-    inputs = [x.astype(np.float32), weight.astype(np.float32)]
-    (found,) = run(function, chosen, inputs, [(5, 96)])
-    right = x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-5) * weight
-    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+    layout = get_target(name, devices("opencl")[0])
+    chosen = through(target.device, layout).with_host(host_triple(target))
+    compare_a_norm(chosen)

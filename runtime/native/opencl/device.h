@@ -68,7 +68,7 @@ class Device final : public MemorySource {
   // with `keep` the caller promises instead that they last until the next Wait.
   void Write(const Block& to, size_t offset, const void* from, size_t bytes, bool keep = false) {
     auto text = [&] { return "Writing " + BytesText(bytes) + " to " + Name(); };
-    if (bytes <= Staging<Handle>::kLargest && !keep) {
+    if (bytes <= kStagedMost && !keep) {
       Check(Submit([&](Handle queue) {
               const char* copy = staging_.Copy(
                   from, bytes, [&] { return Mark(queue); }, [&](Handle e) { Finish(e); });

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "../device_facts.h"
 #include "../json.h"
 #include "api.h"
 
@@ -47,15 +48,11 @@ inline std::string PlatformText(Handle platform, UInt what) {
   return Trimmed(raw);
 }
 
-struct DeviceInfo {
-  std::string name, vendor, platform, platform_version, version, driver;
+struct DeviceInfo : DeviceFacts {
+  std::string platform, platform_version;
   Bits type = 0;
-  UInt compute_units = 0, clock_mhz = 0;
-  size_t global_memory = 0, max_buffer = 0, local_memory = 0, cache = 0;
   bool local_memory_emulated = false, unified_memory = false, integer_dot = false;
   bool fp16 = false, fp64 = false, correctly_rounded = false;
-  size_t max_threads = 1, alignment = 1;
-  std::vector<size_t> max_thread_dimensions, subgroup_sizes;
   std::vector<std::string> extensions;
   int c_version = 12;  // the highest OpenCL C that the compiler knows: 12, 20, 30
 

@@ -3,16 +3,16 @@
 
 #include <cstdlib>
 #include <memory>
-#include <string>
 #include <utility>
 #include <vector>
 
+#include "../device_list.h"
 #include "device.h"
 
 namespace bitfabric {
 namespace opencl {
 
-class Devices {
+class Devices final : public DeviceList<Device> {
  public:
   // Never destroyed: tensors may be freed after the last static destructor has run.
   static Devices& Get() {
@@ -20,33 +20,9 @@ class Devices {
     return *devices;
   }
 
-  size_t size() const { return devices_.size(); }
-  bool Has(int index) const { return index >= 0 && static_cast<size_t>(index) < devices_.size(); }
-
-  // The device, ready for commands; raises where there is none.
-  Device& At(int index) {
-    if (!Has(index)) RaiseMissing(index);
-    Device& device = *devices_[static_cast<size_t>(index)];
-    device.Open();
-    return device;
-  }
-  // The same without making a context, to ask for its properties.
-  Device& Known(int index) {
-    if (!Has(index)) RaiseMissing(index);
-    return *devices_[static_cast<size_t>(index)];
-  }
-
-  // A JSON list, or {"error": …} where there is no driver or no device.
-  std::string Json() const {
-    if (devices_.empty()) return JsonObject().Text("error", missing_).str();
-    std::string list;
-    for (const auto& device : devices_)
-      list += (list.empty() ? "" : ", ") + device->info.Json(device->index);
-    return "[" + list + "]";
-  }
-
  private:
-  Devices() : missing_(Api::Get().missing()) {
+  Devices() : DeviceList("OpenCL") {
+    missing_ = Api::Get().missing();
     if (!missing_.empty()) return;
     const Api& cl = Api::Get();
     UInt count = 0;
@@ -82,16 +58,6 @@ class Devices {
         usable.push_back(device);
     return usable;
   }
-
-  [[noreturn]] void RaiseMissing(int index) const {
-    if (devices_.empty()) Raise("OpenCL", Trouble::kDriverMissing, missing_);
-    Raise("OpenCL", Trouble::kError,
-          "there is no device " + std::to_string(index) + "; there are " +
-              std::to_string(devices_.size()) + ", counted from 0.");
-  }
-
-  std::string missing_;
-  std::vector<std::unique_ptr<Device>> devices_;
 };
 
 }  // namespace opencl

@@ -38,7 +38,8 @@ class Kernel {
 
   // Enqueues the kernel and returns at once. `values`: its arguments, then its launch extents.
   void Launch(Device* device, const TVMFFIAny* values, size_t count) {
-    if (count != arguments_.size() + launch_.size()) RaiseCount(count);
+    if (count != arguments_.size() + launch_.size())
+      RaiseCount(name_, arguments_.size(), launch_.size(), count);
     WorkSize work;
     if (!launch_.Read(values + arguments_.size(), &work)) return;
     Built& built = built_[static_cast<size_t>(device->index)];
@@ -53,7 +54,8 @@ class Kernel {
     });
     if (status != kSuccess) RaiseLaunch(status, device, &built, work);
     if (Recording* const recording = Recording::Of(device))
-      recording->Add(name_, BoundCopy(device, built, values), launch_.dimensions(), all, work.threads);
+      recording->Add(name_, BoundCopy(device, built, values), launch_.dimensions(), all,
+                     work.threads);
   }
 
  private:
@@ -109,7 +111,8 @@ class Kernel {
       const void* address = &value;
       if (slot.kind == ArgumentKind::kBuffer) {
         const Block* block = BufferArgument(values[i], name_, i);
-        if (block != nullptr && block->device != device.index) RaiseForeign(device, *block, i);
+        if (block != nullptr && block->device != device.index)
+          RaiseForeign("OpenCL", name_, device.Name(), i, *block);
         value = block == nullptr ? 0 : block->serial;
         address = block == nullptr ? &none : &block->handle;
       } else {
@@ -125,27 +128,12 @@ class Kernel {
     }
   }
 
-  [[noreturn]] void RaiseCount(size_t count) const {
-    TVM_FFI_THROW(TypeError) << "Kernel " << name_ << " takes " << arguments_.size()
-                             << " arguments and " << launch_.size() << " launch extents, not "
-                             << count << " values in all.";
-    throw;
-  }
-
-  [[noreturn]] void RaiseForeign(const Device& device, const Block& block, size_t at) const {
-    Raise("OpenCL", Trouble::kError,
-          "Kernel " + name_ + " runs on " + device.Name() + ", but its argument " +
-              std::to_string(at) + " lies on device " + std::to_string(block.device) + ".");
-  }
-
   [[noreturn]] void RaiseLaunch(Status status, Device* device, Built* built,
                                 const WorkSize& work) const {
     size_t most = 0;
     Api::Get().clGetKernelWorkGroupInfo(built->kernel, device->id, kKernelGroupSize, sizeof most,
                                         &most, nullptr);
-    const std::string what = "Launching kernel " + name_ + " with " + WorkText(work.groups) +
-                             " groups of " + WorkText(work.threads) + " threads on " +
-                             device->Name();
+    const std::string what = LaunchText(name_, work, device->Name());
     std::string note;
     if (status == kInvalidGroupSize || status == kOutOfResources)
       note = "a group of this kernel may have " + std::to_string(most) + " threads there";

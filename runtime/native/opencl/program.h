@@ -1,9 +1,7 @@
 // From a kernel's OpenCL C to a kernel object: compiled by the driver, or taken from the disk.
 #pragma once
 
-#include <atomic>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "../binary_cache.h"
@@ -11,30 +9,6 @@
 
 namespace bitfabric {
 namespace opencl {
-
-// Splits a module's code into the source of each kernel, so that only what is launched is compiled.
-// The compiler puts a line "// Function: NAME" before each, and after it the prototypes of every
-// kernel of the module: they go, for a compiler would read them all again for each kernel, and a
-// change to any kernel would change the key of every other.
-inline std::unordered_map<std::string, std::string> SplitSource(const std::string& code) {
-  static const std::string kMark = "// Function: ", kPrototype = "__kernel void ", kEnd = ");";
-  std::unordered_map<std::string, std::string> sources;
-  std::string* source = nullptr;
-  for (size_t start = 0; start < code.size();) {
-    size_t end = code.find('\n', start);
-    if (end == std::string::npos) end = code.size();
-    const size_t length = end - start;
-    const bool prototype = code.compare(start, kPrototype.size(), kPrototype) == 0 &&
-                           code.compare(end - kEnd.size(), kEnd.size(), kEnd) == 0;
-    if (code.compare(start, kMark.size(), kMark) == 0) {
-      source = &sources[code.substr(start + kMark.size(), length - kMark.size())];
-    } else if (source != nullptr && !prototype) {
-      source->append(code, start, length).push_back('\n');
-    }
-    start = end + 1;
-  }
-  return sources;
-}
 
 // The options that kernels are compiled with.
 //
@@ -56,11 +30,6 @@ inline std::string BuildOptions(const DeviceInfo& info, const std::string& sourc
   }
   return options;
 }
-
-struct ProgramCounts {
-  std::atomic<uint64_t> compiled{0};  // by the driver, from source
-  std::atomic<uint64_t> loaded{0};    // from the disk
-};
 
 inline ProgramCounts& CountedPrograms() {
   static ProgramCounts counts;

@@ -1,65 +1,29 @@
-// A call of a compiled function as the list of its launches, to be launched again without the call.
-//
-// What a launch costs the host is mostly the virtual machine's bookkeeping and the setting of
-// arguments. A function whose arguments, sizes and memory stay the same needs neither: each launch
-// of a recording has a kernel object of its own with its arguments set, and replaying is one
-// enqueue for each. The memory that the call took stays set apart, so that nobody else's data can
-// lie where a replay writes.
+// A recording's launches as kernel objects of their own with their arguments set: replaying is one
+// enqueue for each.
 #pragma once
 
-#include <tvm/ffi/error.h>
-
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "../recording.h"
 #include "device.h"
 
 namespace bitfabric {
 namespace opencl {
 
-// The memory of several recordings, which take turns: no two of them run at once, and what one
-// leaves for the next to read is not free.
-class RecordedMemory {
+class Recording final : public RecordingOf<Recording, Device> {
  public:
-  explicit RecordedMemory(Device* of) : device(of) { arena.pool = &of->pool; }
-  ~RecordedMemory() { device->pool.EndArena(&arena); }
-  RecordedMemory(const RecordedMemory&) = delete;
-  RecordedMemory& operator=(const RecordedMemory&) = delete;
-
-  Device* const device;
-  Arena arena;
-};
-
-class Recording {
- public:
-  explicit Recording(std::shared_ptr<RecordedMemory> memory)
-      : memory_(std::move(memory)), device_(memory_->device) {}
+  explicit Recording(std::shared_ptr<RecordedMemory<Device>> memory)
+      : RecordingOf(std::move(memory)) {}
   ~Recording() {
     for (const Launch& launch : launches_) Api::Get().clReleaseKernel(launch.kernel);
   }
-  Recording(const Recording&) = delete;
-  Recording& operator=(const Recording&) = delete;
 
-  // From here on the thread's launches on the device are kept, and its memory is the recording's.
-  void Begin() {
-    device_->Open();
-    if (Current() != nullptr) TVM_FFI_THROW(RuntimeError) << "A call is being recorded already.";
-    Current() = this;
-    Arena::Current() = &memory_->arena;
-    before_ = device_->submitted();
-  }
-
-  // Ends the recording. False where the device got other commands than the launches: such a call
-  // can't be replayed.
-  bool End() {
-    Arena::Current() = nullptr;
-    Current() = nullptr;
-    return device_->submitted() - before_ == launches_.size();
-  }
+  // False where the call can't be replayed.
+  bool End() { return Stop(launches_.size()); }
 
   void Replay() {
     for (const Launch& launch : launches_) Enqueue(launch, nullptr);
@@ -94,12 +58,6 @@ class Recording {
     launches_.push_back(launch);
   }
 
-  // The recording that the thread's launches on a device go to, or null.
-  static Recording* Of(const Device* device) {
-    Recording* const current = Current();
-    return current != nullptr && current->device_ == device ? current : nullptr;
-  }
-
  private:
   struct Launch {
     std::string name;
@@ -119,14 +77,6 @@ class Recording {
     });
   }
 
-  static Recording*& Current() {
-    static thread_local Recording* current = nullptr;
-    return current;
-  }
-
-  const std::shared_ptr<RecordedMemory> memory_;
-  Device* const device_;
-  uint64_t before_ = 0;  // commands of the device before the recording
   std::vector<Launch> launches_;
 };
 

@@ -1,4 +1,4 @@
-"""The whole path on OpenCL, as a person walks it: compile, train, resume, evaluate, write."""
+"""The whole path on a device, as a person walks it: compile, train, resume, evaluate, write."""
 
 from __future__ import annotations
 
@@ -10,33 +10,21 @@ import time
 from pathlib import Path
 
 import pytest
-from bitfabric.runtime.backends import opencl_devices
-from bitfabric.targets import FabricError
 
+from ..devices import API_PARAMETERS
 from .helpers import fabric_json
 
-
-def missing() -> str:
-    """Return why there is no OpenCL device here; nothing where there is one."""
-    try:
-        opencl_devices()
-    except FabricError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 TRAINING = ("--max-steps", 4, "--batch", 2, "--save-every", 1, "--seed", 1, "--epochs", 1)
 
 
-@pytest.fixture(scope="module")
-def device_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return nano for any OpenCL device, otherwise as the processor's bundle of these tests."""
-    folder = tmp_path_factory.mktemp("opencl")
+@pytest.fixture(scope="module", params=API_PARAMETERS)
+def device_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return nano for the device in hand, otherwise as the processor's bundle of these tests."""
+    folder = tmp_path_factory.mktemp(request.param)
     return Path(
         fabric_json(
             "compile", "nano", "-o", folder / "nano.fabric", "--context", 64,
-            "--lora-rank", 2, "--target", "opencl",
+            "--lora-rank", 2, "--target", f"{request.param}:auto",
         )["bundle"]
     )  # fmt: skip
 

@@ -1,0 +1,67 @@
+"""What a target's devices can do, as far as the generator asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+
+ADDRESS_KEY = "buffer-address"
+"""Among a TVM target's keys where its kernels take buffers by their addresses."""
+PUSH_CONSTANTS = 128
+"""Bytes of push constants that every device has."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What kernels of a target may use.
+
+    Attributes
+    ----------
+    addresses : bool
+        Whether buffers come by their 64-bit addresses; else by descriptors.
+    push_constants : int
+        Bytes that may come with a launch itself.
+    float16, float64, int8, int16, int64 : bool
+        Whether the device computes in these types.
+    buffers8, buffers16 : bool
+        Whether buffers may hold elements of 8 or 16 bits.
+    dot : bool
+        Whether the dot product of four bytes is an instruction.
+    matrices : bool
+        Whether subgroups multiply matrices.
+    """
+
+    addresses: bool
+    push_constants: int
+    float16: bool
+    float64: bool
+    int8: bool
+    int16: bool
+    int64: bool
+    buffers8: bool
+    buffers16: bool
+    dot: bool
+    matrices: bool
+
+    @staticmethod
+    def of(target: tvm.target.Target) -> Abilities:
+        """Read the attributes of a TVM target of the kind ``vulkan``."""
+        attributes = target.attrs
+
+        def has(name: str) -> bool:
+            return bool(attributes.get(f"supports_{name}", False))
+
+        return Abilities(
+            addresses=ADDRESS_KEY in target.keys,
+            push_constants=int(attributes.get("max_push_constants_size", PUSH_CONSTANTS)),
+            float16=has("float16"),
+            float64=has("float64"),
+            int8=has("int8"),
+            int16=has("int16"),
+            int64=has("int64"),
+            buffers8=has("8bit_buffer"),
+            buffers16=has("16bit_buffer"),
+            dot=has("integer_dot_product"),
+            matrices=has("cooperative_matrix"),
+        )
