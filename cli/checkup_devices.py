@@ -47,8 +47,7 @@ def check_drivers(api: DeviceApi) -> list[Row]:
     if found:
         rows.append(Row(subject, OK, found))
     elif not on_android() and f"FABRIC_{api.kind.upper()}_LIB" not in os.environ:
-        where = " and ".join(map(str, folders[-1:]))
-        rows.append(Row(subject, MISSING, f"{where} lists none", drivers.install))
+        rows.append(Row(subject, MISSING, f"{folders[0]} lists none", drivers.install))
     variables = (*SHARED_VARIABLES, *drivers.variables)
     told = [f"{name}={os.environ[name]}" for name in variables if name in os.environ]
     if told:

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import tvm
 
-ADDRESS_KEY = "buffer-address"
-"""Among a TVM target's keys where its kernels take buffers by their addresses."""
-PUSH_CONSTANTS = 128
-"""Bytes of push constants that every device has."""
+from ...targets.vulkan import ADDRESS_KEY, PUSH_CONSTANTS
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ both_interfaces = pytest.mark.parametrize(
 )
 
 
-needs_device = needs("vulkan")
+def needs_device(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that needs a Vulkan device."""
+    for mark in needs("vulkan"):
+        test = mark(test)
+    return test
 
 
 def captured(compile_it: Callable[[], Any]) -> list[tirx.PrimFunc]:
