@@ -77,7 +77,8 @@ class Target:
     features : frozenset of str
         What the rules may use. Of processors ``"avx512_vnni"``, ``"avx2"``, ``"fma"``,
         ``"neon_dot"``; of graphics processors ``"fp16"``, ``"shared_memory"`` (it is faster than
-        global memory) and ``"int8_dot"`` (four 8-bit products are one instruction).
+        global memory), ``"int8_dot"`` (four 8-bit products are one instruction) and ``"subgroup"``
+        (threads that run together combine their values: ``fabric_subgroup_add`` and the like).
     limits : Limits, optional
         Of a graphics processor.
     host : str, optional

@@ -1,4 +1,4 @@
-"""The float32 matrix product of the graphics processors, over operands of any source.
+"""The matrix product of the graphics processors, in float32 over operands of any source.
 
 A work-group of 64 threads owns a tile of the result. Step by step along the depth it copies both
 operands' panels to shared memory, depth-major, so that each thread reads its rows and columns as

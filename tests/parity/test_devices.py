@@ -48,9 +48,10 @@ def test_loss_gradients_and_update(both: tuple[Compiled, Compiled]) -> None:
     assert there[:2] == pytest.approx(here[:2], rel=1e-5)
     assert there[2] == pytest.approx(here[2], rel=1e-3 if halves else 1e-5)
     for name, gradient in here[3].items():
-        for mine, wanted in ((there[3][name], gradient), (there[4][name], here[4][name])):
-            assert np.linalg.norm(mine - wanted) <= 1e-3 * np.linalg.norm(wanted), name
-        # Some of the adjoints' factors are halves, of 11 bits; the forward pass has none.
+        error = np.linalg.norm(there[3][name] - gradient)
+        assert error <= 1e-3 * np.linalg.norm(gradient), name
+        # Halves of some factors of the adjoints move single elements more, and a first step is by
+        # their signs; the forward pass has none.
         if not halves:
             atol = 1e-4 * np.abs(gradient).max()
             np.testing.assert_allclose(there[3][name], gradient, rtol=1e-3, atol=atol, err_msg=name)
