@@ -24,6 +24,8 @@ from .devices import is_slow  # noqa: E402  it asks for the devices, with these 
 LONG = {
     "test_a_work_group_adds_the_query_heads_where_there_are_enough",
     "test_gradients_are_the_same_every_time",
+    "test_gradients_of_any_size_keep_their_digits",
+    "test_of_any_token_count",
     "test_rows_are_read_where_they_lie_without_shared_memory",
     "test_the_adjoint_is_the_same_every_time",
 }
