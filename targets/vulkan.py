@@ -30,10 +30,12 @@ ADDRESS_KEY = "buffer-address"
 V1_1, V1_3 = (1, 1), (1, 3)
 HALF_UNIT = MatrixUnit(16, 16, 16, "float16", "float32")
 BYTE_UNIT = MatrixUnit(16, 16, 32, "int8", "int32")
-MATRICES = {"matrix_f16": HALF_UNIT, "matrix_s8": BYTE_UNIT}
-"""The products of small matrices that our kernels know, by the feature that stands for each."""
+RESULTS = {"float16": "float32", "int8": "int32"}
+"""The dtypes whose small matrices our kernels multiply, and that of the sums."""
 _COMPONENTS = {"float16": "f16", "float32": "f32", "int8": "s8", "int32": "s32"}
 """The backend's words for the elements of matrices."""
+SIDES = {8, 16, 32}
+"""Extents of a matrix that divide those of the tiles."""
 _SUBGROUP_OPERATIONS = 0b101
 """Basic and arithmetic (VkSubgroupFeatureFlagBits), which "subgroup" means."""
 
@@ -47,6 +49,7 @@ def _vulkan(
     push_constants: int = PUSH_CONSTANTS,
     host: str | None = None,
     eight_bits: bool = True,
+    matrices: tuple[MatrixUnit, ...] = (),
 ) -> Target:
     """Return a target.
 
@@ -67,7 +70,7 @@ def _vulkan(
         "supports_float16": "fp16" in features,
         # Vulkan 1.3 has it everywhere; "int8_dot" says that it is one instruction.
         "supports_integer_dot_product": version >= V1_3,
-        "supports_cooperative_matrix": bool(features & MATRICES.keys()),
+        "supports_cooperative_matrix": bool(matrices),
         "supported_subgroup_operations": _SUBGROUP_OPERATIONS if "subgroup" in features else 0,
     }
     if "buffer_address" in features:
@@ -83,7 +86,7 @@ def _vulkan(
         features=frozenset(features),
         limits=limits,
         host=host,
-        matrices=tuple(unit for name, unit in MATRICES.items() if name in features),
+        matrices=matrices,
     )
 
 
@@ -110,8 +113,9 @@ NVIDIA = _vulkan(
     Limits(
         max_buffer=WINDOW, max_threads=1024, shared_bytes=48 * KIB, subgroup=32, alignment=ALIGNMENT
     ),
-    {"fp16", "shared_memory", "int8_dot", "subgroup", "buffer_address", *MATRICES},
+    {"fp16", "shared_memory", "int8_dot", "subgroup", "buffer_address"},
     push_constants=256,
+    matrices=(HALF_UNIT, BYTE_UNIT),
 )
 
 # Reports of an RX 5700 (AMD 2.0.353, Mesa 26.0), 6600, 6800 XT, 7800 XT and 9070 XT: 1024 threads,
@@ -174,13 +178,28 @@ def is_mali(description: Description) -> bool:
     return re.search(r"\b(mali|immortalis)\b", str(description.get("name")), re.I) is not None
 
 
-def has_matrices(description: Description, unit: MatrixUnit) -> bool:
-    """Return whether a device multiplies matrices of a shape and dtype in its subgroups."""
+def matrix_units(description: Description) -> list[MatrixUnit]:
+    """Return the products of small matrices that a device has and our kernels can use."""
     if not {"cooperativeMatrix", "vulkanMemoryModel"}.issubset(description["features"]):
-        return False
-    factor, result = _COMPONENTS[unit.factors], _COMPONENTS[unit.result]
-    shape = [unit.rows, unit.columns, unit.depth, factor, factor, result, result]
-    return shape in description.get("matrices", [])
+        return []
+    found = []
+    for rows, columns, depth, *components in description.get("matrices", []):
+        sides = {rows, columns, depth}
+        for factors, result in RESULTS.items():
+            factor, total = _COMPONENTS[factors], _COMPONENTS[result]
+            if components == [factor, factor, total, total] and sides <= SIDES:
+                found.append(MatrixUnit(rows, columns, depth, factors, result))
+    return found
+
+
+def _largest(units: list[MatrixUnit]) -> tuple[MatrixUnit, ...]:
+    """Return the unit of each dtype that computes most at once."""
+    found = []
+    for factors in RESULTS:
+        mine = [unit for unit in units if unit.factors == factors]
+        if mine:
+            found.append(max(mine, key=lambda unit: unit.rows * unit.columns * unit.depth))
+    return tuple(found)
 
 
 def from_device(description: Description) -> Target:
@@ -206,7 +225,6 @@ def from_device(description: Description) -> Target:
         "int8_dot": bool(description.get("integer_dot")),
         "subgroup": "subgroupArithmetic" in there,
         "buffer_address": "bufferDeviceAddress" in there,
-        **{name: has_matrices(description, unit) for name, unit in MATRICES.items()},
     }
     limits = Limits(
         max_buffer=min(int(description["max_buffer"]), WINDOW) // KIB * KIB,
@@ -223,4 +241,5 @@ def from_device(description: Description) -> Target:
         {name for name, has in features.items() if has},
         push_constants=min(int(description["push_constants"]), 256),
         eight_bits=there >= {"shaderInt8", "storageBuffer8BitAccess"},
+        matrices=_largest(matrix_units(description)),
     )

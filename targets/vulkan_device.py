@@ -7,12 +7,11 @@ import re
 from .device_api import Description, DeviceApi, is_processor
 from .target import Target
 from .vulkan import (
-    MATRICES,
     TARGETS,
     V1_1,
     from_device,
-    has_matrices,
     is_mali,
+    matrix_units,
     vulkan_version,
 )
 
@@ -70,13 +69,13 @@ def _lacks(target: Target, description: Description) -> list[str]:
     for feature, words, has in (
         ("subgroup", "sums over subgroups", "subgroupArithmetic" in there),
         ("buffer_address", "addresses of buffers", "bufferDeviceAddress" in there),
-        *(
-            (name, f"units for matrices of {unit.factors}", has_matrices(description, unit))
-            for name, unit in MATRICES.items()
-        ),
     ):
         if feature in target.features and not has:
             found.append(f"has no {words}, which the code uses")
+    units = matrix_units(description)
+    for unit in (each for each in target.matrices if each not in units):
+        shape = f"{unit.rows}×{unit.columns}×{unit.depth}"
+        found.append(f"has no units for {shape} matrices of {unit.factors}, which the code uses")
     limits = target.limits
     sizes = description.get("subgroup_sizes") or [0]
     if limits is not None and limits.subgroup and not sizes[0] <= limits.subgroup <= sizes[-1]:
@@ -89,7 +88,7 @@ def _notes(description: Description) -> list[str]:
     notes = []
     if "shaderFloat16" not in description["features"]:
         notes.append("no 16-bit floats: it computes in 32-bit floats and 8-bit integers")
-    if any(has_matrices(description, unit) for unit in MATRICES.values()):
+    if matrix_units(description):
         notes.append("has units for matrices")
     if is_mali(description):
         notes.append("its local memory lies in global memory: kernels keep to registers")

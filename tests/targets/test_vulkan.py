@@ -10,6 +10,7 @@ import tvm
 from bitfabric.runtime.backends import devices
 from bitfabric.targets import Target, get_target, list_targets, this_host
 from bitfabric.targets.device_api import WINDOW
+from bitfabric.targets.target import MatrixUnit
 from bitfabric.targets.vulkan import ADDRESS_KEY, AUTO, SMALL_WINDOW, TARGETS, from_device
 from bitfabric.targets.vulkan_device import VULKAN_API
 
@@ -29,9 +30,7 @@ from .vulkan_descriptions import (
 
 KIB = 1 << 10
 ALL = (ADRENO_750, ARC_A770, GTX_1650, H200, LAVAPIPE, MALI_G720, RX_580, RX_5700)
-FEATURES = {
-    "fp16", "shared_memory", "int8_dot", "subgroup", "buffer_address", "matrix_f16", "matrix_s8",
-}  # fmt: skip
+FEATURES = {"fp16", "shared_memory", "int8_dot", "subgroup", "buffer_address"}
 judge, shortfalls = VULKAN_API.judge, VULKAN_API.shortfalls
 
 
@@ -57,20 +56,19 @@ def test_limits_are_such_as_kernels_and_windows_need(target: Target) -> None:
     assert limits.max_buffer <= (WINDOW if "buffer_address" in target.features else SMALL_WINDOW)
     assert limits.shared_bytes >= 32 * KIB
     assert (target.host is not None) == target.name.endswith("-vulkan")
-    # A rule asks for units by their shapes, a device is checked for them by the features.
-    assert len(target.matrices) == len(target.features & {"matrix_f16", "matrix_s8"})
+    assert target.options["supports_cooperative_matrix"] == bool(target.matrices)
 
 
 @pytest.mark.parametrize(
     ("device", "lacking", "buffer", "threads", "shared"),
     [
         (H200, set(), WINDOW, 1024, 48 * KIB),
-        (GTX_1650, {"matrix_f16", "matrix_s8"}, WINDOW, 1024, 48 * KIB),
-        (RX_580, {"fp16", "matrix_f16", "matrix_s8"}, WINDOW, 1024, 64 * KIB),
-        (ARC_A770, {"matrix_f16", "matrix_s8"}, WINDOW - KIB, 1024, 32 * KIB),
-        (LAVAPIPE, {"shared_memory", "int8_dot", "matrix_f16", "matrix_s8"}, SMALL_WINDOW, 1024,
+        (GTX_1650, set(), WINDOW, 1024, 48 * KIB),
+        (RX_580, {"fp16"}, WINDOW, 1024, 64 * KIB),
+        (ARC_A770, set(), WINDOW - KIB, 1024, 32 * KIB),
+        (LAVAPIPE, {"shared_memory", "int8_dot"}, SMALL_WINDOW, 1024,
          32 * KIB),
-        (MALI_G720, {"shared_memory", "matrix_f16", "matrix_s8"}, WINDOW, 1024, 32 * KIB),
+        (MALI_G720, {"shared_memory"}, WINDOW, 1024, 32 * KIB),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -93,6 +91,18 @@ def test_threads_that_run_together_are_known_where_there_is_one_size_of_them() -
     assert from_device(H200).limits.subgroup == 32
     assert from_device(RX_580).limits.subgroup == 64
     assert from_device(RX_5700).limits.subgroup == 0
+
+
+def test_a_device_gets_the_largest_of_its_matrix_units() -> None:
+    assert from_device(GTX_1650).matrices == from_device(LAVAPIPE).matrices == ()
+    assert from_device(H200).matrices == get_target("vulkan-nvidia").matrices
+    small, large, odd = ([*sides, "s8", "s8", "s32", "s32"] for sides in
+                         ((8, 8, 16), (16, 16, 16), (16, 16, 48)))  # fmt: skip
+    bytes_alone = from_device({**H200, "matrices": [small, large, odd]})
+    assert bytes_alone.matrices == (MatrixUnit(16, 16, 16, "int8", "int32"),)
+    assert shortfalls(bytes_alone, H200) == [
+        "has no units for 16×16×16 matrices of int8, which the code uses"
+    ]
 
 
 def test_an_old_device_gets_no_more_than_it_has() -> None:
@@ -156,8 +166,8 @@ def test_every_shortfall_is_named() -> None:
         "has no 8-bit dot products, which the code uses",
         "has no sums over subgroups, which the code uses",
         "has no addresses of buffers, which the code uses",
-        "has no units for matrices of float16, which the code uses",
-        "has no units for matrices of int8, which the code uses",
+        "has no units for 16×16×16 matrices of float16, which the code uses",
+        "has no units for 16×16×32 matrices of int8, which the code uses",
     ]
     wide = replace(get_target("vulkan-nvidia"), features=frozenset(), matrices=())
     assert shortfalls(wide, {**H200, "subgroup_sizes": [64, 64]}) == [
