@@ -18,10 +18,11 @@ from .attention_vectors import extract
 from .kernel import barrier, loop, registers, shared
 from .vectors import held
 
-QUERIES = 16
-"""Queries of a work-group: few, since a single short row has to keep a whole device busy."""
-KEYS = ((32,), (16,), (8,))
-"""Keys of a block, as many as fit into shared memory."""
+SMALL_BLOCKS = ((16, 32), (16, 16), (16, 8))
+"""Queries and keys of a block, the first that fits into shared memory, where work is scarce: a
+single short row has to keep a whole device busy."""
+LARGE_BLOCKS = ((64, 32), (64, 16), (32, 32), (32, 16), *SMALL_BLOCKS)
+"""The same for long rows: what a thread reads of shared memory serves more products."""
 
 
 class Softmax:
@@ -32,14 +33,12 @@ class Softmax:
 
     Attributes
     ----------
-    scores : Weights
-        The scores, in units of log 2.
     weights : Weights
-        Their exponentials less the largest so far.
+        The scores, in units of log 2; after :meth:`update` their exponentials less the largest.
     """
 
     def __init__(self, heads: Heads, thread: Expr, m: int, n: int) -> None:
-        self.scores, self.weights = Weights(m, n), Weights(m, n)
+        self.weights = Weights(m, n)
         self.share = min(heads.threads // m, n)
         self.row, self.place = bind(thread // self.share), bind(thread % self.share)
         self.busy = self.share * m == heads.threads
@@ -49,33 +48,38 @@ class Softmax:
         T.buffer_store(self.sum, T.float32(0.0), [0])
 
     def _when_busy(self, body: Callable[[], None]) -> None:
-        body() if self.busy else when(self.row < self.scores.rows, body)
+        body() if self.busy else when(self.row < self.weights.rows, body)
 
     def update(self) -> None:
         """Emit the exponentials of a block, and the factor on what was summed before it."""
-        self._when_busy(self._update)
+        self._when_busy(self._raise_top)
+        barrier()
+        self._when_busy(self._weigh)
 
-    def _update(self) -> None:
+    def _raise_top(self) -> None:
         top = self.top[0]
-        for k in range(self.scores.n // 4):
-            vector = bind(self.scores.vector(self.row, k))
+        for k in range(self.weights.n // 4):
+            vector = bind(self.weights.vector(self.row, k))
             for lane in range(4):
                 top = T.max(top, extract(vector, lane, 4))
         top = held(top)
         factor = held(T.exp2(self.top[0] - top))
-        total = self.sum[0] * factor
-        for k in range(self.scores.n // self.share):
-            column = bind(self.place + k * self.share)
-            weight = bind(T.exp2(self.scores.scalars[self.row, column] - top))
-            self.weights.store(weight, self.row, column)
-            total = total + weight
-        T.buffer_store(self.sum, total, [0])
+        T.buffer_store(self.sum, self.sum[0] * factor, [0])
         T.buffer_store(self.top, top, [0])
         when(self.place == 0, lambda: T.buffer_store(self.factors, factor, [self.row]))
 
+    def _weigh(self) -> None:
+        total = self.sum[0]
+        for k in range(self.weights.n // self.share):
+            column = bind(self.place + k * self.share)
+            weight = bind(T.exp2(self.weights.scalars[self.row, column] - self.top[0]))
+            self.weights.store(weight, self.row, column)
+            total = total + weight
+        T.buffer_store(self.sum, total, [0])
+
     def finish(self) -> None:
-        """Emit the sharing of the rows' sums, which take the place of the scores."""
-        self._when_busy(lambda: self.scores.store(self.sum[0], self.row, self.place))
+        """Emit the sharing of the rows' sums, which take the place of the weights."""
+        self._when_busy(lambda: self.weights.store(self.sum[0], self.row, self.place))
 
     def factor(self, row: Expr) -> Expr:
         """Return the factor on what a row summed before the last :meth:`update`."""
@@ -83,9 +87,9 @@ class Softmax:
 
     def inverse_sum(self, row: Expr) -> Expr:
         """Return the reciprocal of the sum of a row's exponentials, after :meth:`finish`."""
-        total = self.scores.scalars[row, 0]
+        total = self.weights.scalars[row, 0]
         for place in range(1, self.share):
-            total = total + self.scores.scalars[row, place]
+            total = total + self.weights.scalars[row, place]
         return T.float32(1.0) / total
 
 
@@ -103,14 +107,14 @@ class Attention:
     query : Rows
         The queries, staged by the caller.
     keys : int
-        Keys of a block, of :func:`keys_of_block`.
+        Keys of a block, of :func:`block_shape`.
     """
 
     def __init__(self, heads: Heads, thread: Expr, query: Rows, keys: int) -> None:
         self.heads, self.query, self.keys = heads, query, keys
-        self.products = Products(heads, thread, QUERIES, keys)
-        self.softmax = Softmax(heads, thread, QUERIES, keys)
-        self.mixture = Mixture(heads, thread, QUERIES)
+        self.products = Products(heads, thread, query.count, keys)
+        self.softmax = Softmax(heads, thread, query.count, keys)
+        self.mixture = Mixture(heads, thread, query.count)
 
     def attend(
         self,
@@ -140,7 +144,7 @@ class Attention:
             for i, row in enumerate(self.products.rows):
                 for j, column in enumerate(self.products.columns):
                     score = choose(i, block + column, tile[i][j] * factor, MASKED)
-                    self.softmax.scores.store(score, row, column)
+                    self.softmax.weights.store(score, row, column)
             barrier()
             self.softmax.update()
             barrier()
@@ -153,11 +157,12 @@ class Attention:
         return self.mixture
 
 
-def keys_of_block(heads: Heads) -> int:
-    """Return the keys of a block, as many as shared memory holds beside the queries."""
+def block_shape(heads: Heads, choices: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """Return the queries and keys of a block that shared memory holds; `choices` are
+    `SMALL_BLOCKS` or `LARGE_BLOCKS`."""
 
-    def size(keys: int) -> int:
-        rows = (QUERIES + 2 * keys) * heads.row_bytes
-        return rows + 2 * Weights.bytes(QUERIES, keys) + 4 * QUERIES
+    def size(queries: int, keys: int) -> int:
+        rows = (queries + 2 * keys) * heads.row_bytes
+        return rows + Weights.bytes(queries, keys) + 4 * queries
 
-    return int(first_fit(KEYS, size, heads.shared_bytes)[0])
+    return first_fit(choices, size, heads.shared_bytes)

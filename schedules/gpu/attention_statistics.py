@@ -37,7 +37,7 @@ class RowStatistics:
     @staticmethod
     def bytes(heads: Heads, m: int, n: int) -> int:
         """Return the shared memory that is needed for tiles of ``(m, n)`` scores."""
-        return 3 * 4 * m * (Products.threads_across(heads, n) + 1)
+        return 3 * 4 * m * (Products.threads_across(heads, m, n) + 1)
 
     def update(self, i: int, scores: list[Expr], terms: list[Expr]) -> None:
         """Emit the addition of a tile's row: scores in units of log 2, and what they weigh."""

@@ -29,16 +29,20 @@ class Products:
 
     def __init__(self, heads: Heads, thread: Expr, m: int, n: int) -> None:
         self.heads = heads
-        self.across = self.threads_across(heads, n)
+        self.across = self.threads_across(heads, m, n)
         self.down = heads.threads // self.across
         row, column = bind(thread % self.down), bind(thread // self.down)
         self.rows = [bind(row + i * self.down) for i in range(m // self.down)]
         self.columns = [bind(column + j * self.across) for j in range(n // self.across)]
 
     @staticmethod
-    def threads_across(heads: Heads, n: int) -> int:
-        """Return the threads that share a row of ``n`` products."""
-        return min(heads.threads // 8, n)
+    def threads_across(heads: Heads, m: int, n: int) -> int:
+        """Return the threads that share a row of ``n`` products, for tiles that are not too high:
+        the nearer to a square, the less a thread reads for a product."""
+        across = min(heads.threads // 8, n)
+        while m * across // heads.threads > 2 * (n // across):
+            across //= 2
+        return across
 
     def __call__(self, left: Operand, right: Operand) -> list[list[Expr]]:
         """Emit the products of this thread's rows and columns and return them."""

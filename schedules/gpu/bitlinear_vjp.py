@@ -13,7 +13,7 @@ products stay float32. They read a wide matrix once or twice, which would not pa
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -160,6 +160,13 @@ def _half_weights(word: Expr, group: int) -> Expr:
     return T.reinterpret(HALVES, bits) - splat(tirx.const(2.0**10 + 1, HALF), LANES)
 
 
+class Parts(Protocol):
+    """A product whose depth is cut."""
+
+    def total(self, parts: Buffer, row: Expr, column: Expr) -> Expr:
+        """Return the sum of what its parts left in `parts`, of columns `column` on."""
+
+
 class Lora:
     """The adapters' products; their factor u is ``lora_scale x A^T``, du ``lora_scale dy B^T``.
 
@@ -246,7 +253,7 @@ class Lora:
         width, dtype = (LANES, VECTOR) if wide else (1, "float32")
         return Operand(fetch, along_depth=by_token, width=width, dtype=dtype)
 
-    def through(self, dx: Buffer, main: Product | None = None, sums: Buffer = None) -> Work:
+    def through(self, dx: Buffer, main: Parts | None = None, sums: Buffer = None) -> Work:
         """Return the work of ``dx = du A``, plus a product's partial sums."""
         a = Operand(
             lambda k, j: fours(self.a)[j // self.rank, j % self.rank, k // LANES],

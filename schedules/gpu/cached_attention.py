@@ -20,16 +20,17 @@ from tvm.tirx.script.builder import ir as T
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, branch, when
 from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows
-from .attention_softmax import QUERIES, Attention, keys_of_block
+from .attention_softmax import LARGE_BLOCKS, SMALL_BLOCKS, Attention, block_shape
 from .attention_vectors import extract, view
 from .cached_token import Cache, Token
-from .kernel import Gpu, barrier, build, ceil_div, launch, loop
+from .kernel import Gpu, barrier, build, ceil_div, launch, loop, registers
 from .vectors import LANES, held
 
 FEW = 4
 """Fewer tokens than this of a block are computed one by one."""
-SEVERAL = 4 * QUERIES
-"""Up to this many tokens each has a work-group; of more, which are a prompt, few have work."""
+SEVERAL = 64
+"""Up to this many tokens blocks are small, and each token has a work-group where they are of
+several sequences; more are a prompt, of which few tokens need one."""
 
 
 def cached_attention(
@@ -66,18 +67,25 @@ def _each(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
 def _blocks(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
     """Launch the blocks of tokens of one sequence, then the tokens of other blocks."""
     cache = Cache(heads, arguments)
-    blocks = ceil_div(cache.tokens, QUERIES)
-    with launch([heads.heads, blocks], [heads.threads]) as (h, block, thread):
-        first = bind(block * QUERIES)
-        _Block(heads, cache, thread, first).attend(h, _of_one_sequence(cache, first))
+
+    def emit(choices: tuple[tuple[int, int], ...], several: bool) -> None:
+        queries, keys = block_shape(heads, choices)
+        blocks = ceil_div(cache.tokens, queries)
+        with launch([heads.heads, blocks], [heads.threads]) as (h, block, thread):
+            # The last tokens of a prompt see the most keys, so they begin first.
+            first = bind((blocks - 1 - block) * queries)
+            wanted = _of_one_sequence(cache, first, queries)
+            _Block(heads, cache, thread, first, (queries, keys)).attend(h, wanted)
+        _others(heads, cache, queries, 1 if several else queries)
+
     branch(
         cache.tokens <= SEVERAL,
-        lambda: _others(heads, cache, 1),
-        lambda: _others(heads, cache, QUERIES),
+        lambda: emit(SMALL_BLOCKS, True),
+        lambda: emit(LARGE_BLOCKS, False),
     )
 
 
-def _others(heads: Heads, cache: Cache, count: int) -> None:
+def _others(heads: Heads, cache: Cache, queries: int, count: int) -> None:
     """Launch the tokens of the blocks that are not of one sequence, so many to a work-group."""
     with launch([heads.heads, ceil_div(cache.tokens, count)], [heads.threads]) as (
         h,
@@ -85,7 +93,8 @@ def _others(heads: Heads, cache: Cache, count: int) -> None:
         thread,
     ):
         token, first = Token(heads, cache, thread), bind(group * count)
-        wanted = bind(_of_one_sequence(cache, bind(first // QUERIES * QUERIES)) == 0)
+        block = bind(first // queries * queries)
+        wanted = bind(_of_one_sequence(cache, block, queries) == 0)
         if count == 1:
             token.attend(first, h, wanted)
             return
@@ -96,14 +105,15 @@ def _others(heads: Heads, cache: Cache, count: int) -> None:
             barrier()
 
 
-def _of_one_sequence(cache: Cache, first: Expr) -> Expr:
+def _of_one_sequence(cache: Cache, first: Expr, queries: int) -> Expr:
     """Return 1 where a block's tokens are of one sequence and worth taking together, else 0."""
-    # A product, since a chain of conditions would be as many branches.
-    same = T.cast(first + FEW <= cache.tokens, "int32")
-    for row in range(1, QUERIES):
-        token = T.min(first + row, cache.tokens - 1)
-        same = same * T.cast(cache.sequence[token] == cache.sequence[first], "int32")
-    return held(same)
+    same, own = registers([1], "int32"), bind(cache.sequence[first])
+    T.buffer_store(same, T.cast(first + FEW <= cache.tokens, "int32"), [0])
+    with loop(queries - 1) as row:
+        token = bind(T.min(first + row + 1, cache.tokens - 1))
+        # A product, since a chain of conditions would be as many branches.
+        T.buffer_store(same, same[0] * T.cast(cache.sequence[token] == own, "int32"), [0])
+    return held(same[0])
 
 
 class _CachedKeys(Rows):
@@ -141,11 +151,13 @@ class _CachedKeys(Rows):
 class _Block:
     """A block of tokens of one sequence. Make it at the top of a launch: it allocates."""
 
-    def __init__(self, heads: Heads, cache: Cache, thread: Expr, first: Expr) -> None:
+    def __init__(
+        self, heads: Heads, cache: Cache, thread: Expr, first: Expr, size: tuple[int, int]
+    ) -> None:
         self.heads, self.cache, self.first = heads, cache, first
-        keys = keys_of_block(heads)
+        queries, keys = size
         self.count = keys
-        self.query = Rows(heads, thread, QUERIES, cache.tokens)
+        self.query = Rows(heads, thread, queries, cache.tokens)
         self.key = _CachedKeys(heads, thread, keys, cache)
         self.value = Rows(heads, thread, keys, cache.capacity)
         self.attention = Attention(heads, thread, self.query, keys)
@@ -157,10 +169,12 @@ class _Block:
         """Emit the attention of head h of the tokens, where `wanted` is not 0."""
         heads, cache = self.heads, self.cache
         s, kv = bind(cache.sequence[self.first]), bind(h // heads.group)
-        last = cache.position[self.first]
-        for row in range(1, QUERIES):
-            last = T.max(last, cache.position[self._token(row)])
-        last = bind(last)
+        latest = registers([1], "int32")
+        T.buffer_store(latest, cache.position[self.first], [0])
+        with loop(self.query.count - 1) as row:
+            place = bind(self._token(row + 1))
+            T.buffer_store(latest, T.max(latest[0], cache.position[place]), [0])
+        last = held(latest[0])
         queries = Columns(heads, cache.qkv, bind(h * heads.vectors), lambda t: t)
         self.query.stage(
             RotatedColumns(queries, cache.rope, lambda t: cache.position[t]), self.first

@@ -67,6 +67,8 @@ class MatrixBlock:
         The vectors of a row of it.
     right : Factor
         The right factor.
+    splits : int
+        Into how many parts the depth is cut; a work-group has one of them.
     """
 
     def __init__(
@@ -77,12 +79,13 @@ class MatrixBlock:
         left: Callable[[Expr, Expr], Expr],
         depth: int,
         right: Factor,
+        splits: int = 1,
     ) -> None:
         step = tile.step
         self.unit, self.tile, self.step = unit, tile, step
         self.left, self.right = left, right
         self.threads = tile.threads(gpu.subgroup)
-        self.steps = depth // step
+        self.steps = depth // step // splits
         self.bytes = 1 if unit.factors == "int8" else 2
         # Shared memory is of vectors at which a fragment may begin.
         self.lanes = min(LANES, unit.depth * self.bytes // WORD)
@@ -98,12 +101,16 @@ class MatrixBlock:
         """The vectors of shared memory: two steps of both factors, or a part of the result."""
         return max(2 * self.stage, self.tile.rows // self.tile.passes * self.pitch)
 
-    def emit(self, thread: Expr, row: Expr, finish: Callable[[Share], None]) -> None:
+    def emit(
+        self, thread: Expr, row: Expr, finish: Callable[[Share], None], split: Expr = 0
+    ) -> None:
         """Emit the sums of the tile whose first row is `row`, inside a launch.
 
-        ``finish(share)`` emits what becomes of them, for each part of the tile.
+        ``finish(share)`` emits what becomes of them, for each part of the tile; they are of the
+        part `split` of the depth.
         """
         self.thread, self.row = thread, row
+        begin = bind(split * self.steps)
         self.memory = shared([self.vectors], f"int32x{self.lanes}")
         high, wide = self.tile.grid(self.unit)
         subgroup = held(T.call_pure_extern("int32", "fabric_subgroup_id"))
@@ -113,12 +120,12 @@ class MatrixBlock:
         sums.clear()
         self.held = registers([self._turns(self.tile.rows * self.step)], f"int32x{LANES}")
         self.words = registers([self._turns(self.right.words)], "int32")
-        self._fetch(0)
+        self._fetch(begin)
         self._put(0)
         barrier()
         with loop(self.steps) as index:
             # The last turn brings its own step again: cheaper than a branch.
-            self._fetch(bind(tirx.min(index + 1, self.steps - 1)))
+            self._fetch(bind(begin + tirx.min(index + 1, self.steps - 1)))
             self._multiply(bind(index % 2), sums)
             self._put(bind((index + 1) % 2))
             barrier()
@@ -246,12 +253,15 @@ class Share:
         """Return the four sums of each row, as int32."""
         return [self.block.sums(row, self.vector) for row in self._below]
 
-    def store(self, y: Buffer, column: Expr, values: Buffer) -> None:
-        """Emit the store of the vectors at a column of a ``(T, N)`` float32x4 buffer."""
-        total, width = shape(y)
+    def store(self, y: Buffer, column: Expr, values: Buffer, *part: Expr) -> None:
+        """Emit the store of the vectors at a column of a ``(T, N)`` float32x4 buffer.
+
+        With `part` the buffer is one of ``(parts, T, N)``.
+        """
+        *_, total, width = shape(y)
         tile = self.block.tile
         for i, row in enumerate(self.rows):
-            put = partial(T.buffer_store, y, values[i], [row, column])
+            put = partial(T.buffer_store, y, values[i], [*part, row, column])
             conditions = []
             if static(total) is None or total % tile.rows:
                 conditions.append(row < total)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...targets import MatrixUnit
-from ..tir import Expr, static
 from .kernel import Gpu, ceil_div
 from .ternary_tile import cores
 from .vectors import LANES
@@ -72,30 +71,41 @@ class MatrixTile:
 
 VECTOR = 16
 """Bytes of a vector of four words."""
-MANY = 512
-"""Rows that a result is taken to have where they are not known."""
+SPLITS = (1, 2, 4, 8)
+"""Into how many parts the depth may be cut, each with work-groups of its own."""
+SUM_COST = 1.4
+"""Time to write and read a part's sum, in terms of an output of a tile of cost 1."""
 TILES = {
     "int8": (
-        MatrixTile(64, 128, 2, 4, step=4, cost=0.98),
-        MatrixTile(64, 64, 2, 2, step=4, cost=1.0),
-        MatrixTile(64, 32, 2, 2, step=8, cost=1.35),
-        MatrixTile(32, 32, 2, 1, step=8, cost=1.8),
+        MatrixTile(128, 128, 2, 4, step=4, cost=0.7, passes=2),
+        MatrixTile(64, 128, 2, 2, step=4, cost=0.9),
+        MatrixTile(64, 64, 2, 2, step=8, cost=1.0),
+        MatrixTile(64, 32, 2, 2, step=8, cost=1.55),
+        MatrixTile(32, 32, 2, 1, step=8, cost=1.6),
     ),
     "float16": (
-        MatrixTile(128, 128, 2, 4, step=4, cost=0.8, passes=2),
-        MatrixTile(64, 128, 2, 4, step=4, cost=0.98),
-        MatrixTile(64, 64, 2, 2, step=8, cost=1.0),
-        MatrixTile(64, 32, 2, 2, step=8, cost=1.35),
-        MatrixTile(32, 32, 2, 1, step=8, cost=1.8),
+        MatrixTile(128, 128, 2, 4, step=4, cost=0.7, passes=2),
+        MatrixTile(64, 128, 2, 4, step=4, cost=0.93),
+        MatrixTile(64, 64, 2, 2, step=4, cost=0.86),
+        MatrixTile(64, 32, 2, 2, step=8, cost=1.55),
+        MatrixTile(32, 32, 2, 1, step=8, cost=1.6),
     ),
 }
 """By the dtype of the factors. The larger a tile, the less of them is read for a product."""
 
 
 def choose(
-    gpu: Gpu, unit: MatrixUnit, rows: Expr, columns: int, vectors: int, elements: int
-) -> MatrixTile | None:
-    """Return the tile that is quickest as estimated; None where none fits the device.
+    gpu: Gpu,
+    unit: MatrixUnit,
+    rows: int,
+    columns: int,
+    vectors: int,
+    elements: int,
+    splits: tuple[int, ...] = (1,),
+) -> tuple[MatrixTile, int] | None:
+    """Return the tile and the number of parts of the depth that are quickest as estimated.
+
+    None where no tile fits the device.
 
     Parameters
     ----------
@@ -103,12 +113,12 @@ def choose(
         The target's processor.
     unit : MatrixUnit
         Its unit.
-    rows : PrimExpr or int
-        Of the result; many where they are not known.
-    columns : int
+    rows, columns : int
         Of the result.
     vectors, elements : int
         The vectors of four words of a row of a factor, and the elements of one.
+    splits : tuple of int
+        The numbers of parts to choose from; only those of equal parts are taken.
     """
     limits = gpu.target.limits
     if limits is None or not limits.subgroup or not gpu.shared:
@@ -118,9 +128,19 @@ def choose(
         inside = tile.threads(limits.subgroup) <= limits.max_threads
         return inside and tile.memory <= limits.shared_bytes and all(tile.grid(unit))
 
-    def time(tile: MatrixTile) -> float:
-        groups = ceil_div(static(rows) or MANY, tile.rows) * ceil_div(columns, tile.columns)
-        return ceil_div(groups, cores(gpu)) * tile.rows * tile.columns * tile.cost
+    def time(plan: tuple[MatrixTile, int]) -> float:
+        tile, parts = plan
+        groups = ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns) * parts
+        terms = vectors * elements // parts
+        products = ceil_div(groups, cores(gpu)) * tile.rows * tile.columns * tile.cost * terms
+        return products + (parts > 1) * SUM_COST * parts * rows * columns
 
     fitted = [tile.fitted(vectors, elements, unit) for tile in TILES[unit.factors]]
-    return min((tile for tile in fitted if tile and fits(tile)), key=time, default=None)
+    plans = [
+        (tile, parts)
+        for tile in fitted
+        if tile and fits(tile)
+        for parts in splits
+        if vectors // tile.step % parts == 0
+    ]
+    return min(plans, key=time, default=None)

@@ -15,16 +15,16 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import MatrixUnit, Target
 from ..ternary import TILE, Segment, aligned, by_segment, segments
-from ..tir import Buffer, Expr, bind, shape, splat, static
+from ..tir import Buffer, Expr, bind, shape, splat, static, when
 from .bitlinear_vjp import Lora
 from .halves import Halves
-from .kernel import Gpu, build, ceil_div, launch, loop, registers
+from .kernel import Gpu, build, ceil_div, launch, loop, registers, scratch
 from .matrix_block import MatrixBlock, Share
-from .matrix_tile import MatrixTile, choose
+from .matrix_tile import SPLITS, MatrixTile, choose
 from .ternary_matrix import FEWEST
 from .thin_factors import Thin, emit_thin
 from .vectors import LANES, four, fours, held, lane
-from .work import launch_works
+from .work import THREADS, Place, Work, launch_works
 
 EIGHT = 8
 """16-bit floats of a vector of four words."""
@@ -43,17 +43,19 @@ def units(
     if unit is None or not aligned(parts) or tokens is None or tokens < FEWEST:
         return None
     columns = shape(function.params[2])[1] * TILE
-    tile = choose(gpu, unit, tokens, columns, parts[-1].end // EIGHT, EIGHT)
-    if tile is None:
+    plan = choose(gpu, unit, tokens, columns, parts[-1].end // EIGHT, EIGHT, SPLITS)
+    if plan is None:
         return None
     scale = float(parameters["lora_scale"])
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
-        halves = _halves(parts, tile, dy, scales)
+        halves = _halves(parts, plan[0], dy, scales)
         launch_works([halves])
-        product = _Product(gpu, unit, tile, packed, halves)
+        product = _Product(gpu, unit, plan, packed, halves)
         if len(rest) == 1:
             product.emit(rest[0], None)
+            for work in product.sums(rest[0]):
+                launch_works([work])
             return
         separate = len(rest) == 7
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
@@ -62,7 +64,8 @@ def units(
         _thin_factors(lora)
         product.emit(dx, None if separate else lora)
         apart = [lora.through(through[0])] if separate else []
-        launch_works([*apart, *lora.gradients(da, db)])
+        sums = product.sums(dx, None if separate else lora)
+        launch_works([*sums, *apart, *lora.gradients(da, db)])
 
     return build(function, body)
 
@@ -152,25 +155,29 @@ def _pair(word: Expr, shift: int) -> Expr:
 
 
 class _Product:
-    """The launch of ``dx = undo (halves W) + du A``."""
+    """The launch of ``dx = undo (halves W) + du A``.
+
+    Where the depth is cut, its parts' products go to memory, and :meth:`sums` adds them.
+    """
 
     def __init__(
         self,
         gpu: Gpu,
         unit: MatrixUnit,
-        tile: MatrixTile,
+        plan: tuple[MatrixTile, int],
         packed: Buffer,
         halves: Halves,
     ) -> None:
-        self.gpu, self.unit, self.tile = gpu, unit, tile
+        self.gpu, self.unit, (self.tile, self.splits) = gpu, unit, plan
         self.packed, self.halves = packed, halves
         self.rows, self.columns = shape(packed)[0] * TILE, shape(packed)[1] * TILE
 
     def emit(self, dx: Buffer, lora: Lora | None) -> None:
         """Emit the launch; without `lora` nothing is added."""
-        tile = self.tile
-        grid = [ceil_div(shape(dx)[0], tile.rows), ceil_div(self.columns, tile.columns)]
-        with launch(grid, [tile.threads(self.gpu.subgroup)]) as (down, across, thread):
+        tile, splits = self.tile, self.splits
+        self.parts = scratch([splits, *shape(dx)]) if splits > 1 else None
+        grid = [ceil_div(shape(dx)[0], tile.rows), ceil_div(self.columns, tile.columns), splits]
+        with launch(grid, [tile.threads(self.gpu.subgroup)]) as (down, across, split, thread):
             first = bind(across * tile.columns)
             words = fours(self.halves.words)
             block = MatrixBlock(
@@ -180,10 +187,30 @@ class _Product:
                 lambda row, vector: words[row, vector],
                 self.rows // EIGHT,
                 _Weights(tile, self.packed, first),
+                splits,
             )
-            block.emit(thread, bind(down * tile.rows), partial(self._finish, first, dx, lora))
+            finish = partial(self._finish, first, dx, lora, split)
+            block.emit(thread, bind(down * tile.rows), finish, split)
 
-    def _finish(self, first: Expr, dx: Buffer, lora: Lora | None, share: Share) -> None:
+    def sums(self, dx: Buffer, lora: Lora | None = None) -> list[Work]:
+        """Return the work that adds the parts, and what the adapters add; none without parts."""
+        if self.parts is None:
+            return []
+        if lora is not None:
+            return [lora.through(dx, self, self.parts)]
+        return [_Sums(self, dx)]
+
+    def total(self, parts: Buffer, row: Expr, column: Expr) -> Expr:
+        """Return the sum of the parts' four columns from `column` on."""
+        vectors = fours(parts)
+        total = vectors[0, row, column // LANES]
+        for part in range(1, self.splits):
+            total = total + vectors[part, row, column // LANES]
+        return total
+
+    def _finish(
+        self, first: Expr, dx: Buffer, lora: Lora | None, split: Expr, share: Share
+    ) -> None:
         """Emit the scale, the adapters and the store."""
         column = bind(first // LANES + share.vector)
         inside = column
@@ -197,6 +224,9 @@ class _Product:
             a, c, b, d = (T.reinterpret("float32", s) for s in sums)
             undo = bind(self.halves.undo[place])
             T.buffer_store(out, four([a, b, c, d]) * splat(undo, LANES), [i])
+        if self.parts is not None:
+            share.store(fours(self.parts), column, out, split)
+            return
         if lora is not None:
             self._through(lora, places, inside, out)
         share.store(fours(dx), column, out)
@@ -216,3 +246,20 @@ class _Product:
                     value = values if wide == 1 else lane(values, c)
                     total = total + splat(value, LANES) * factor
                 T.buffer_store(out, total, [i])
+
+
+class _Sums(Work):
+    """The work that adds the parts of a product, a vector a thread."""
+
+    def __init__(self, product: _Product, dx: Buffer) -> None:
+        self.product, self.dx = product, dx
+        self.tokens, columns = shape(dx)
+        self.across = columns // LANES
+        self.groups = ceil_div(self.tokens * self.across, THREADS)
+
+    def finish(self, place: Place) -> None:
+        """Emit the sum of a thread's vector."""
+        index = bind(place.group * THREADS + place.thread)
+        row, vector = bind(index // self.across), bind(index % self.across)
+        total = self.product.total(self.product.parts, row, vector * LANES)
+        when(row < self.tokens, lambda: T.buffer_store(fours(self.dx), total, [row, vector]))

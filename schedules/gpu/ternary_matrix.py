@@ -26,6 +26,8 @@ from .vectors import LANES, four, fours
 
 FEWEST = 48
 """Tokens from which on the units are worth their larger tiles."""
+SHORT, LONG = 128, 512
+"""Tokens of the prompts that tiles are chosen for where their number is not known."""
 
 
 def tiles(
@@ -38,9 +40,12 @@ def tiles(
     known = static(tokens)
     if unit is None or not aligned(parts) or (known is not None and known < FEWEST):
         return None
-    tile = choose(gpu, unit, tokens, parts[-1].end, columns // TILE, TILE)
-    if tile is None:
+    counts = (SHORT, LONG) if known is None else (known, known)
+    plans = [choose(gpu, unit, count, parts[-1].end, columns // TILE, TILE) for count in counts]
+    found = [plan[0] for plan in plans if plan is not None]
+    if not found:
         return None
+    short, long = found
     scale = float(parameters["lora_scale"])
 
     def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
@@ -53,15 +58,20 @@ def tiles(
             made.emit(scale)
             return made
 
-        def units() -> None:
-            found = quantised(tile.rows)
-            _Product(gpu, unit, tile, parts, packed, scales, found, b, y).emit()
+        def units(tile: MatrixTile) -> None:
+            made = quantised(tile.rows)
+            _Product(gpu, unit, tile, parts, packed, scales, made, b, y).emit()
+
+        def short_or_long() -> None:
+            same = short == long
+            several = True if same else shape(x)[0] * 2 < SHORT + LONG
+            branch(several, lambda: units(short), lambda: units(long))
 
         def dots() -> None:
             small = choose_dots(gpu, shape(x)[0], parts[-1].end)
             Product(small, parts, packed, scales, quantised(small.height), b, y).emit()
 
-        branch(True if known is not None else shape(x)[0] >= FEWEST, units, dots)
+        branch(True if known is not None else shape(x)[0] >= FEWEST, short_or_long, dots)
 
     return build(function, body)
 

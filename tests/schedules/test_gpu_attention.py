@@ -22,7 +22,13 @@ from .kernel_harness import every_gpu, prim_func, run, tolerance
 F32, I32 = "float32", "int32"
 # Heads, key heads, head width, rows, tokens of a row. Halves of a head that are of whole vectors of
 # four, of two, and of one; rows of whole blocks and not; heads that share keys.
-SIZES = [(4, 2, 32, 2, 33), (1, 1, 44, 1, 64), (1, 1, 50, 1, 21), (2, 1, 128, 1, 50)]
+SIZES = [
+    (4, 2, 32, 2, 33),
+    (1, 1, 44, 1, 64),
+    (1, 1, 50, 1, 21),
+    (2, 1, 128, 1, 50),
+    (4, 2, 64, 6, 130),
+]
 
 
 def _without_shared_memory(target: Target) -> Target:

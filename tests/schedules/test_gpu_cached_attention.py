@@ -27,6 +27,8 @@ CASES = {
     "batch": ([2, 0, 1], [5, 140, 17]),
     # A block of several sequences, and one of a few tokens.
     "mixed": ([0] * 9 + [2] * 9 + [1], [*range(9), *range(30, 39), 3]),
+    # Blocks of many tokens, of which the last is short.
+    "prompt": ([1] * 150, list(range(30, 180))),
     # Enough tokens that those of mixed blocks share work-groups.
     "several": ([0] * 40 + [2] * 30 + [1], [*range(40), *range(30, 60), 3]),
 }
@@ -89,7 +91,7 @@ def test_narrow_heads(target: Target, case: str, head_dim: int) -> None:
 
 
 @every_gpu
-@pytest.mark.parametrize("case", ["long", "prefill", "batch"])
+@pytest.mark.parametrize("case", ["long", "prefill", "prompt", "batch"])
 def test_wide_heads(target: Target, case: str) -> None:
     _check(target, case, AttentionShape(2, 1, 128))
 
