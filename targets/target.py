@@ -79,6 +79,7 @@ class Target:
         ``"neon_dot"``; of graphics processors ``"fp16"``, ``"shared_memory"`` (it is faster than
         global memory), ``"int8_dot"`` (four 8-bit products are one instruction) and ``"subgroup"``
         (threads that run together combine their values: ``fabric_subgroup_add`` and the like).
+        Vulkan's have more, see `vulkan.py`.
     limits : Limits, optional
         Of a graphics processor.
     host : str, optional

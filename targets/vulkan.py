@@ -27,7 +27,12 @@ PUSH_CONSTANTS = 128
 """Bytes of push constants that any device has."""
 ADDRESS_KEY = "buffer-address"
 """Among a TVM target's keys where its kernels take buffers by their addresses."""
-V1_1, V1_3 = (1, 1), (1, 3)
+SMALL_HALVES_KEY = "small-halves"
+"""Among a TVM target's keys where 16-bit floats below 2^-14 keep their value."""
+SMALL_HALVES = "float16Denormals"
+"""What the backend calls that among a device's features: shaderDenormPreserveFloat16, whatever is
+done with floats of other widths. All reports named below have it."""
+V1_1, V1_2, V1_3 = (1, 1), (1, 2), (1, 3)
 HALF_UNIT = MatrixUnit(16, 16, 16, "float16", "float32")
 BYTE_UNIT = MatrixUnit(16, 16, 32, "int8", "int32")
 RESULTS = {"float16": "float32", "int8": "int32"}
@@ -73,8 +78,10 @@ def _vulkan(
         "supports_cooperative_matrix": bool(matrices),
         "supported_subgroup_operations": _SUBGROUP_OPERATIONS if "subgroup" in features else 0,
     }
-    if "buffer_address" in features:
-        options["keys"] = ["vulkan", "gpu", ADDRESS_KEY]
+    keys = {"buffer_address": ADDRESS_KEY, "small_halves": SMALL_HALVES_KEY}
+    extra = [key for feature, key in keys.items() if feature in features]
+    if extra:
+        options["keys"] = ["vulkan", "gpu", *extra]
     return Target(
         name=name,
         family="gpu",
@@ -113,7 +120,7 @@ NVIDIA = _vulkan(
     Limits(
         max_buffer=WINDOW, max_threads=1024, shared_bytes=48 * KIB, subgroup=32, alignment=ALIGNMENT
     ),
-    {"fp16", "shared_memory", "int8_dot", "subgroup", "buffer_address"},
+    {"fp16", "shared_memory", "int8_dot", "subgroup", "buffer_address", "small_halves"},
     push_constants=256,
     matrices=(HALF_UNIT, BYTE_UNIT),
 )
@@ -126,7 +133,7 @@ AMD = _vulkan(
     "AMD Radeon from RX 5000 on",
     V1_3,
     Limits(max_buffer=WINDOW, max_threads=1024, shared_bytes=32 * KIB, alignment=ALIGNMENT),
-    {"fp16", "shared_memory", "subgroup", "buffer_address"},
+    {"fp16", "shared_memory", "subgroup", "buffer_address", "small_halves"},
 )
 
 # Reports of an HD 620 (Mesa 26.1), UHD 620 (Intel 0.404.2125), UHD 750, Arc A380, A770 and B580:
@@ -137,7 +144,7 @@ INTEL = _vulkan(
     "Intel's graphics from Skylake on, integrated and Arc",
     V1_3,
     Limits(max_buffer=WINDOW - KIB, max_threads=1024, shared_bytes=32 * KIB, alignment=ALIGNMENT),
-    {"fp16", "shared_memory", "subgroup", "buffer_address"},
+    {"fp16", "shared_memory", "subgroup", "buffer_address", "small_halves"},
 )
 
 # Android 15 asks 16-bit floats and buffers, and arithmetic of subgroups. llama.cpp's logs name
@@ -225,6 +232,7 @@ def from_device(description: Description) -> Target:
         "int8_dot": bool(description.get("integer_dot")),
         "subgroup": "subgroupArithmetic" in there,
         "buffer_address": "bufferDeviceAddress" in there,
+        "small_halves": SMALL_HALVES in there and vulkan_version(description) >= V1_2,
     }
     limits = Limits(
         max_buffer=min(int(description["max_buffer"]), WINDOW) // KIB * KIB,

@@ -7,6 +7,7 @@ import re
 from .device_api import Description, DeviceApi, is_processor
 from .target import Target
 from .vulkan import (
+    SMALL_HALVES,
     TARGETS,
     V1_1,
     from_device,
@@ -69,6 +70,7 @@ def _lacks(target: Target, description: Description) -> list[str]:
     for feature, words, has in (
         ("subgroup", "sums over subgroups", "subgroupArithmetic" in there),
         ("buffer_address", "addresses of buffers", "bufferDeviceAddress" in there),
+        ("small_halves", "16-bit floats below 2^-14", SMALL_HALVES in there),
     ):
         if feature in target.features and not has:
             found.append(f"has no {words}, which the code uses")

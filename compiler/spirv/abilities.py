@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tvm
 
-from ...targets.vulkan import ADDRESS_KEY, PUSH_CONSTANTS
+from ...targets.vulkan import ADDRESS_KEY, PUSH_CONSTANTS, SMALL_HALVES_KEY
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Abilities:
         Bytes that may come with a launch itself.
     float16, float64, int8, int16, int64 : bool
         Whether the device computes in these types.
+    small_halves : bool
+        Whether 16-bit floats below 2^-14 keep their value.
     buffers8, buffers16 : bool
         Whether buffers may hold elements of 8 or 16 bits.
     dot : bool
@@ -36,6 +38,7 @@ class Abilities:
     int8: bool
     int16: bool
     int64: bool
+    small_halves: bool
     buffers8: bool
     buffers16: bool
     dot: bool
@@ -57,6 +60,7 @@ class Abilities:
             int8=has("int8"),
             int16=has("int16"),
             int64=has("int64"),
+            small_halves=SMALL_HALVES_KEY in target.keys,
             buffers8=has("8bit_buffer"),
             buffers16=has("16bit_buffer"),
             dot=has("integer_dot_product"),

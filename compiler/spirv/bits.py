@@ -138,16 +138,33 @@ class Bits:
             words = Value(UINT32.of(dtype.lanes), bits16.parts)
             wide = self.arithmetic.shift_left(words, self.arithmetic.constant(words.dtype, _HALF))
             return self.arithmetic.apply(Op.Bitcast, dtype, wide)
-        pair, glsl = self.types.register(FLOAT32, 2), self.arithmetic.builder.glsl
-        made = [
-            Value(FLOAT32.of(2), (glsl(Glsl.UnpackHalf2x16, pair, lane),))
-            for lane in self.arithmetic.lanes(bits16)
-        ]
-        lanes = [self.arithmetic.lane(halves, 0).id for halves in made]
-        wide = self.arithmetic.vector(FLOAT32, lanes)
+        wide = self._widened(Value(UINT32.of(dtype.lanes), bits16.parts))
         if self.types.held(dtype) == wide.dtype:
             return Value(dtype, wide.parts)
         return self.arithmetic.apply(Op.FConvert, dtype, wide)
+
+    def _widened(self, bits16: Value) -> Value:
+        """Return the float32s that are as large as 16-bit floats of some bits.
+
+        GLSL's unpackHalf2x16 may take what is below 2^-14 for zero.
+        """
+        sums, words = self.arithmetic, bits16.dtype
+        floats = FLOAT32.of(words.lanes)
+
+        def number(value: int) -> Value:
+            return sums.constant(words, value)
+
+        magnitude = sums.bitwise(Op.BitwiseAnd, bits16, number(0x7FFF))
+        digits = sums.shift_left(magnitude, number(13))
+        normal = sums.add(digits, number(0x38000000))
+        special = sums.bitwise(Op.BitwiseOr, digits, number(0x7F800000))
+        counted = sums.apply(Op.ConvertUToF, floats, magnitude)
+        small = sums.multiply(counted, sums.constant(floats, 2.0**-24))
+        small = sums.apply(Op.Bitcast, words, small)
+        found = sums.select(sums.less(magnitude, number(0x7C00)), normal, special)
+        found = sums.select(sums.less(magnitude, number(0x400)), small, found)
+        sign = sums.shift_left(sums.bitwise(Op.BitwiseAnd, bits16, number(0x8000)), number(16))
+        return sums.apply(Op.Bitcast, floats, sums.bitwise(Op.BitwiseOr, found, sign))
 
     def _bfloat_bits(self, value: Value) -> Value:
         """Return the bits of float32s rounded to bfloat16, half to even; NaN stays NaN."""

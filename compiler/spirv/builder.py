@@ -22,6 +22,7 @@ from .grammar import (
     AddressingModel,
     Capability,
     Decoration,
+    ExecutionMode,
     ExecutionModel,
     Glsl,
     MemoryModel,
@@ -59,6 +60,7 @@ class Builder:
         self.capabilities: dict[Capability, None] = {Capability.Shader: None}
         self.prologue: list[int] = []
         self._extensions: dict[str, None] = {}
+        self._modes: list[tuple[int, ...]] = []
         self._annotations: list[int] = []
         self._globals: list[int] = []
         self._variables: list[int] = []
@@ -82,6 +84,10 @@ class Builder:
         self.capabilities[capability] = None
         if extension is not None:
             self._extensions[extension] = None
+
+    def compute_by(self, mode: ExecutionMode, *operands: int) -> None:
+        """Declare how the function computes."""
+        self._modes.append((mode, *operands))
 
     # Declarations
 
@@ -266,6 +272,8 @@ class Builder:
             if version >= (1, 4) or storage == StorageClass.Input
         ]
         put(Op.EntryPoint, ExecutionModel.GLCompute, main, *text(ENTRY), *listed)
+        for mode in self._modes:
+            put(Op.ExecutionMode, main, *mode)
         words += self._annotations
         words += self._globals
         put(Op.Function, nothing, main, NONE, kind)

@@ -22,6 +22,7 @@ class Op(IntEnum):
     ExtInst = 12
     MemoryModel = 14
     EntryPoint = 15
+    ExecutionMode = 16
     Capability = 17
     TypeVoid = 19
     TypeBool = 20
@@ -179,6 +180,7 @@ class Capability(IntEnum):
     GroupNonUniformShuffle = 65
     StorageBuffer16BitAccess = 4433
     StorageBuffer8BitAccess = 4448
+    DenormPreserve = 4464
     VulkanMemoryModel = 5345
     PhysicalStorageBufferAddresses = 5347
     DotProductInput4x8BitPacked = 6018
@@ -238,6 +240,12 @@ class MemoryModel(IntEnum):
 
     GLSL450 = 1
     Vulkan = 3
+
+
+class ExecutionMode(IntEnum):
+    """How an entry point computes."""
+
+    DenormPreserve = 4459
 
 
 class ExecutionModel(IntEnum):

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import tvm
 from tvm import tirx
 
+from ...targets.vulkan import SMALL_HALVES
 from .abilities import Abilities
 from .arithmetic import Arithmetic
 from .builder import Builder
 from .context import Context, Node, identity
 from .conversions import Conversions
 from .errors import refusal
-from .grammar import AddressingModel, Capability, MemoryModel
+from .grammar import AddressingModel, Capability, ExecutionMode, MemoryModel
 from .interface import Argument, Interface
 from .launch import LEAST_GROUPS, Launch
 from .matrices import USES
@@ -25,6 +26,7 @@ from .values import DType, parse
 
 _FEATURES = {
     Capability.Float16: "shaderFloat16",
+    Capability.DenormPreserve: SMALL_HALVES,
     Capability.Float64: "shaderFloat64",
     Capability.Int64: "shaderInt64",
     Capability.Int16: "shaderInt16",
@@ -39,6 +41,7 @@ _FEATURES = {
     Capability.CooperativeMatrixKHR: "cooperativeMatrix",
 }
 """The feature of a Vulkan device that a capability asks for."""
+HALF_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,11 @@ def _finished(name: str, context: Context, threads: list[int], tags: list[str]) 
     version, vulkan = (1, 3), (1, 1)
     if interface.addresses:
         addressing = AddressingModel.PhysicalStorageBuffer64
+        version, vulkan = (1, 5), (1, 2)
+    if Capability.Float16 in builder.capabilities and context.abilities.small_halves:
+        # Else a driver may take what is below 2^-14 for zero, as NVIDIA's does.
+        builder.require(Capability.DenormPreserve)
+        builder.compute_by(ExecutionMode.DenormPreserve, HALF_BITS)
         version, vulkan = (1, 5), (1, 2)
     if context.coherent:
         memory = MemoryModel.Vulkan

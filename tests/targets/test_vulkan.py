@@ -30,7 +30,7 @@ from .vulkan_descriptions import (
 
 KIB = 1 << 10
 ALL = (ADRENO_750, ARC_A770, GTX_1650, H200, LAVAPIPE, MALI_G720, RX_580, RX_5700)
-FEATURES = {"fp16", "shared_memory", "int8_dot", "subgroup", "buffer_address"}
+FEATURES = {"fp16", "shared_memory", "int8_dot", "subgroup", "buffer_address", "small_halves"}
 judge, shortfalls = VULKAN_API.judge, VULKAN_API.shortfalls
 
 
@@ -166,6 +166,7 @@ def test_every_shortfall_is_named() -> None:
         "has no 8-bit dot products, which the code uses",
         "has no sums over subgroups, which the code uses",
         "has no addresses of buffers, which the code uses",
+        "has no 16-bit floats below 2^-14, which the code uses",
         "has no units for 16×16×16 matrices of float16, which the code uses",
         "has no units for 16×16×32 matrices of int8, which the code uses",
     ]

@@ -21,6 +21,7 @@ COMMON = [
     "subgroupSizeControl",
     "computeFullSubgroups",
     "subgroupArithmetic",
+    "float16Denormals",
 ]
 HALF_MATRIX = [16, 16, 16, "f16", "f16", "f32", "f32"]
 BYTE_MATRIX = [16, 16, 32, "s8", "s8", "s32", "s32"]

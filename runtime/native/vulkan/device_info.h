@@ -21,6 +21,7 @@ struct MatrixShape {
 };
 
 struct DeviceInfo : DeviceFacts {
+  static constexpr VkEnum kNone = 2;  // VK_SHADER_FLOAT_CONTROLS_INDEPENDENCE_NONE
   uint32_t api = 0;  // the version that its code may use
   uint32_t vendor_id = 0, device_id = 0, driver_id = 0;
   std::array<uint8_t, 16> cache_id{};  // of what the driver compiles
@@ -86,6 +87,7 @@ struct DeviceInfo : DeviceFacts {
     VkPhysicalDeviceMaintenance3Properties limits3;
     VkPhysicalDeviceMaintenance4Properties limits4;
     VkPhysicalDeviceDriverProperties drivers;
+    VkPhysicalDeviceFloatControlsProperties floats;
     VkPhysicalDeviceSubgroupSizeControlProperties sizes;
     VkPhysicalDeviceShaderIntegerDotProductProperties dots;
     all.pNext = &subgroup;
@@ -97,6 +99,7 @@ struct DeviceInfo : DeviceFacts {
       last = &next->pNext;
     };
     add(&drivers, kVersion12, "VK_KHR_driver_properties");
+    add(&floats, kVersion12, "VK_KHR_shader_float_controls");
     add(&sizes, kVersion13, "VK_EXT_subgroup_size_control");
     add(&dots, kVersion13, "VK_KHR_shader_integer_dot_product");
     add(&limits4, kVersion13, "VK_KHR_maintenance4");
@@ -134,6 +137,9 @@ struct DeviceInfo : DeviceFacts {
     max_buffer = std::min(max_storage_range, max_allocation);
     tick = limits.timestampPeriod;
     ReadSubgroups(subgroup, sizes);
+    // Only 16 bits are asked for, so what is done with the others must not depend on it.
+    if (floats.denormBehaviorIndependence != kNone && floats.shaderDenormPreserve[0] != 0)
+      features.emplace_back("float16Denormals");
   }
 
   void ReadSubgroups(const VkPhysicalDeviceSubgroupProperties& subgroup,

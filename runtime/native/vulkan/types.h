@@ -249,6 +249,18 @@ struct VkPhysicalDeviceSubgroupSizeControlProperties {
   VkFlags requiredSubgroupSizeStages = 0;
 };
 
+struct VkPhysicalDeviceFloatControlsProperties {
+  VkStructureType sType = 1000197000;
+  void* pNext = nullptr;
+  VkEnum denormBehaviorIndependence = 2;
+  VkEnum roundingModeIndependence = 2;
+  VkBool32 shaderSignedZeroInfNanPreserve[3] = {};  // of 16, 32 and 64 bits, as are the others
+  VkBool32 shaderDenormPreserve[3] = {};
+  VkBool32 shaderDenormFlushToZero[3] = {};
+  VkBool32 shaderRoundingModeRTE[3] = {};
+  VkBool32 shaderRoundingModeRTZ[3] = {};
+};
+
 struct VkPhysicalDeviceShaderIntegerDotProductProperties {
   VkStructureType sType = 1000280001;
   void* pNext = nullptr;

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
-from bitfabric.compiler.spirv.abilities import ADDRESS_KEY
+from bitfabric.compiler.spirv.abilities import ADDRESS_KEY, SMALL_HALVES_KEY
 from bitfabric.schedules.gpu.kernel import launch
 from bitfabric.schedules.tir import when
 from tvm import tirx
@@ -18,12 +18,15 @@ ABILITIES = ("8bit_buffer", "16bit_buffer", "int8", "int16", "int64", "float16",
 """What Mesa's software device can do, as TVM's target says it."""
 
 
-def target(*without: str, addresses: bool = True, **attributes: Any) -> tvm.target.Target:
+def target(
+    *without: str, addresses: bool = True, small_halves: bool = False, **attributes: Any
+) -> tvm.target.Target:
     """Return a target with all abilities but some, and with other attributes."""
     options: dict[str, Any] = {"kind": "vulkan", **attributes}
     options |= {f"supports_{name}": True for name in ABILITIES if name not in without}
-    if addresses:
-        options["keys"] = ["vulkan", "gpu", ADDRESS_KEY]
+    keys = [ADDRESS_KEY] * addresses + [SMALL_HALVES_KEY] * small_halves
+    if keys:
+        options["keys"] = ["vulkan", "gpu", *keys]
     return tvm.target.Target(options, host="llvm")
 
 

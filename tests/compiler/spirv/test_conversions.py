@@ -7,6 +7,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from bitfabric.runtime.backends import devices
+from bitfabric.targets.vulkan import SMALL_HALVES
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -63,16 +65,23 @@ HALVES = np.array([1.0, -2.5, 1 / 3, 65504.0, 6e-5, 1e-3, 0.0, -0.0], "float32")
 @needs_device
 @pytest.mark.parametrize("without", [(), ("float16",)], ids=["native", "in float32"])
 def test_float16_is_rounded_to_nearest(without: tuple[str, ...]) -> None:
+    found = compute(to_half, HALVES, dtype="uint16", on=target(*without))
+    np.testing.assert_array_equal(found, HALVES.astype("float16").view("uint16"))
+
+
+@needs_device
+@pytest.mark.parametrize("without", [(), ("float16",)], ids=["native", "in float32"])
+def test_every_float16_is_widened_exactly(without: tuple[str, ...]) -> None:
+    """Also those below 2^-14, which a driver takes for zero if it may."""
+    bits = np.arange(1 << 16, dtype="uint16")
+    has_mode = SMALL_HALVES in devices("vulkan")[0]["features"]
     found = compute(
-        [
-            lambda v: tirx.Cast("float32", tirx.Cast("float16", v)),
-            lambda v: tirx.Cast("float32", tirx.reinterpret("float16", to_half(v))),
-        ],
-        HALVES,
-        on=target(*without),
+        lambda v: tirx.Cast("float32", tirx.reinterpret("float16", v)),
+        bits,
+        dtype="float32",
+        on=target(*without, small_halves=has_mode),
     )
-    expected = HALVES.astype("float16").astype("float32")
-    np.testing.assert_array_equal(found, [expected, expected])
+    np.testing.assert_array_equal(found, bits.view("float16").astype("float32"))
 
 
 def to_half(v: Any) -> Any:

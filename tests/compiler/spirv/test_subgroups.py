@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bitfabric.runtime.backends import devices
 from bitfabric.schedules.gpu.kernel import launch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -60,6 +61,7 @@ def test_reductions(dtype: str) -> None:
 def test_shuffles_stay_within_their_width(dtype: str) -> None:
     """As CUDA's do; a thread whose partner is outside keeps its own value."""
     x, width = np.arange(THREADS).astype(dtype), 4
+    size = int(devices("vulkan")[0]["subgroup_size"])
     lane = np.arange(THREADS)
     begin = lane // width * width
     expected = {
@@ -72,7 +74,7 @@ def test_shuffles_stay_within_their_width(dtype: str) -> None:
 
         def body(v: Any, name: str = name) -> Any:
             mask = T.call_intrin("uint32", "tirx.tvm_warp_activemask")
-            return T.call_intrin(dtype, f"tirx.{name}", mask, v, 1, width, 8)
+            return T.call_intrin(dtype, f"tirx.{name}", mask, v, 1, width, size)
 
         np.testing.assert_array_equal(per_thread(body, x, dtype), x[source], err_msg=name)
 
