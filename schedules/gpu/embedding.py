@@ -28,7 +28,7 @@ def embed(
 
         def widen(t: Expr, h: Expr, lanes: int) -> None:
             token = bind(tokens[t])
-            value = table_elements(table, token, h)
+            value = table_elements(gpu, table, token, h)
             store(x, value * splat(scale[0][token], lanes) if scale else value, t, h)
 
         over_rows(gpu, rows, columns, widen)

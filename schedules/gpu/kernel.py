@@ -77,6 +77,12 @@ class Gpu:
         return "fp16" in self.target.features
 
     @property
+    def widens(self) -> bool:
+        """Whether a cast of a float16 to float32 is exact even below 2^-14. Where it is, float32
+        may be flushed to zero below 2^-126, so that halves must not be made of such."""
+        return self.halves and "small_halves" in self.target.features
+
+    @property
     def subgroups(self) -> bool:
         """Whether the threads of a subgroup can combine their values: the functions named
         ``fabric_subgroup_*`` are there, which must be in control flow that is uniform."""

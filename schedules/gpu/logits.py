@@ -59,6 +59,14 @@ def _halves(vector: Expr) -> list[Expr]:
     return [T.call_pure_extern(VECTOR, "as_float4", bits) * factor for bits in (low, high)]
 
 
+def _cast_halves(vector: Expr) -> list[Expr]:
+    """Return the 8 float16 of a vector as two float32 vectors, one after the other."""
+    return [
+        T.Cast(VECTOR, T.reinterpret(f"float16x{LANES}", tirx.Shuffle([vector], [i, i + 1])))
+        for i in (0, 2)
+    ]
+
+
 class _Logits:
     """One launch over all rows for every few tokens."""
 
@@ -66,6 +74,7 @@ class _Logits:
         self.h, self.table, self.scale, self.out = h, table, scale, out
         self.tokens, self.columns = shape(h)
         self.half = str(table.dtype) == "float16"
+        self.unpack = (_cast_halves if gpu.widens else _halves) if self.half else _integers
         self.units = self.columns // (BYTES // 2 if self.half else BYTES)
         self.across = next((n for n in (32, 16, 8) if self.units % n == 0), ACROSS)
         self.threads = gpu.threads
@@ -96,7 +105,7 @@ class _Logits:
             words = [bind(table[r, unit]) for r in row]
             values = [self._values(h, t, unit) for t in token]
             for r, word in enumerate(words):
-                weights = [held(w) for w in (_halves if self.half else _integers)(word)]
+                weights = [held(w) for w in self.unpack(word)]
                 for t in range(height):
                     at = r * height + t
                     total = sums[at]
@@ -114,7 +123,7 @@ class _Logits:
         """Return a token's float32 vectors as the table's vectors are unpacked."""
         count = 2 if self.half else LANES
         found = [bind(h[token, unit * count + i]) for i in range(count)]
-        if not self.half:
+        if self.unpack is not _halves:
             return found
         elements = [lane(v, i) for v in found for i in range(LANES)]
         return [

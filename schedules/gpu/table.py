@@ -38,9 +38,9 @@ def by_columns(
     return access.operand(False, lambda o, k: (row_of(k), o))
 
 
-def elements(table: Buffer, row: Expr, column: Expr) -> Expr:
+def elements(gpu: Gpu, table: Buffer, row: Expr, column: Expr) -> Expr:
     """Return four float32 from a column on that is a multiple of four, or one of an odd table."""
-    access = _Access(table, min(_width(table), LANES), halves=False)
+    access = _Access(table, min(_width(table), LANES), halves=False, widens=gpu.widens)
     return access.unpack(bind(access.fetch(row, column)))[0]
 
 
@@ -61,13 +61,15 @@ class _Access:
         Elements of an access, see :func:`_width`.
     halves : bool
         Whether the elements become float16, else float32.
+    widens : bool
+        Whether a cast widens any float16 exactly.
     """
 
-    def __init__(self, table: Buffer, width: int, halves: bool) -> None:
+    def __init__(self, table: Buffer, width: int, halves: bool, widens: bool = False) -> None:
         self.table, self.width, self.halves = table, width, halves
         self.half = str(table.dtype) == HALF
-        # Without arithmetic on halves a load is of whole words.
-        self.words = self.half and not halves and width > 1
+        # Without exact casts a load is of whole words.
+        self.words = self.half and not halves and not widens and width > 1
         wide = {WIDE: "int32x4", LANES: f"{table.dtype}x{LANES}", 1: str(table.dtype)}[width]
         self.dtype = "int32x2" if self.words else wide
 
