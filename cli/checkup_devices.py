@@ -65,7 +65,7 @@ def _listed(folder: Path, pattern: str) -> list[str]:
             names.append(f"{file.name} (unreadable: {error.strerror})")
             continue
         library = re.search(r'"library_path"\s*:\s*"([^"]*)"', text)
-        names.append(f"{file.name} ({library[1] if library else text})")
+        names.append(f"{file.name} ({library[1] if library else text.partition(chr(10))[0]})")
     return names
 
 
@@ -128,7 +128,7 @@ def check_unused(
         except OSError:
             continue
         # Display controllers, and the 3D controllers without a display of data centres.
-        if kind.startswith("0x03") and maker in MAKERS:
+        if kind.startswith("0x03") and maker in DRIVERS[api.kind].makers:
             makers.add(maker)
     rows = []
     for maker in sorted(makers):

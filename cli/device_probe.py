@@ -53,8 +53,11 @@ def _kernels(kind: str, device: dict[str, Any]) -> dict[str, Kernel]:
     if kind == "opencl":
         return opencl_kernels(bool(device["fp16"]))
     try:
+        from ..compiler.cuda import has_toolkit
         from ..compiler.self_test import self_test_kernels
     except ImportError:
+        return {}
+    if kind == "cuda" and not has_toolkit():
         return {}
     return self_test_kernels(APIS[kind].from_device(device), THREADS, GROUPS)
 

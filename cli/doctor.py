@@ -34,8 +34,8 @@ def doctor_command(output: Output, seed: int | None) -> None:
     """Check this computer, and say what to install for what is missing.
 
     It looks at Python, the packages and their versions, the compiler, memory and disk, and the
-    drivers of OpenCL and Vulkan, and lets each device compute something with a known answer. The
-    exit status is 0 if models can be compiled and run on the processor; a graphics processor is
+    drivers of CUDA, OpenCL and Vulkan, and lets each device compute something with a known answer.
+    The exit status is 0 if models can be compiled and run on the processor; a graphics processor is
     extra.
     """
     runtime = check_runtime()

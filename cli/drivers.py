@@ -24,7 +24,8 @@ class Drivers:
     phone : str
         The remedy on a phone without a device.
     makers : dict
-        For the makers of graphics processors, by their number on the PCI bus, what to install.
+        For the makers whose graphics processors it reaches, by their number on the PCI bus, what to
+        install.
     """
 
     folders: tuple[str, ...]
@@ -44,6 +45,16 @@ MAKERS = {
 """Of graphics processors on the PCI bus: the maker, and how a device of its is known."""
 
 DRIVERS = {
+    "cuda": Drivers(
+        folders=("/proc/driver/nvidia",),
+        pattern="version",
+        folder_variable="",
+        variables=("CUDA_MODULE_LOADING", "CUDA_LAUNCH_BLOCKING"),
+        install="For an NVIDIA graphics processor, install its driver, 580 or later.",
+        phone="Phones have none; use --target vulkan:auto.",
+        makers={"0x10de": "Install NVIDIA's driver, 580 or later, and: "
+                "pip install 'nvidia-cuda-runtime>=13,<14'"},
+    ),
     "opencl": Drivers(
         folders=("/etc/OpenCL/vendors",),
         pattern="*.icd",

@@ -13,7 +13,14 @@ from .deploy_notes import notes
 from .embedding import add_embedding
 from .options import CompileOptions
 from .platforms import Platform, platform_of
-from .runtime_files import HEADERS, add_own_files, add_runtime, copy_installed
+from .runtime_files import (
+    CUDA_LIBRARY,
+    HEADERS,
+    add_cuda,
+    add_own_files,
+    add_runtime,
+    copy_installed,
+)
 
 RUNTIME = "runtime"
 RUN = '''\
@@ -77,6 +84,8 @@ class Deployment:
             files = self._model.tokenizer_files
             chat = "chat_template.jinja" in files
             add_runtime(platform, runtime, "tokenizer.json" in files, chat)
+            if self._target.device == "cuda":
+                add_cuda(platform, runtime)
         elif platform.system == "linux-android":
             # No wheel is for Android: TVM's part is built there, and ours against its headers.
             add_own_files(runtime)
@@ -116,7 +125,7 @@ class Deployment:
             self._model.config,
             options.lora,
             device,
-            library,
+            CUDA_LIBRARY if device == "cuda" else library,
             weights,
         )
         text = notes(

@@ -14,6 +14,7 @@ from tvm.tirx import transform as tirx
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 from ..targets.opencl_source import preamble
+from . import cuda, spirv  # noqa: F401  to load them tells TVM what builds for their targets
 
 NAME = "bitfabric.device"
 """The pipeline's name in TVM's registry."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from tvm import relax
 
 from ..targets import FabricError, Target, host_triple, machine
+from .carrier import pack_imports
 from .platforms import Platform, platform_of
-from .spirv import pack_imports
 
 PAGE_BYTES = 16384
 """Android from 15 on, and some Arm kernels, have pages of 16 KiB; a multiple of 4 KiB fits all."""
@@ -117,7 +117,7 @@ def link(executable: relax.VMExecutable, path: Path, target: Target) -> None:
             run_linker([*command, *options, "-o", output, *objects, *stubs], path.name)
 
     create_shared.output_format = "so"  # type: ignore[attr-defined]
-    pack = pack_imports if target.device == "vulkan" else None
+    pack = pack_imports if target.device in ("cuda", "vulkan") else None
     executable.mod.export_library(str(path), fcompile=create_shared, fpack_imports=pack)
 
 

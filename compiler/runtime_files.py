@@ -30,6 +30,11 @@ HEADERS = {
     "apache-tvm-ffi": ("tvm_ffi/include/*", *ABOUT),
 }
 TVM = ("tvm/lib/libtvm_runtime.*", *HEADERS["apache-tvm"])
+CUDA_LIBRARY = "libtvm_runtime_cuda.so"
+CUDA = {
+    "apache-tvm": (f"tvm/lib/{CUDA_LIBRARY}",),
+    "nvidia-cuda-runtime": ("nvidia/cu13/lib/libcudart.so.13", *ABOUT),
+}
 TVM_FFI = ("tvm_ffi/*.py", "tvm_ffi/core*", "tvm_ffi/lib/*", *HEADERS["apache-tvm-ffi"])
 TVM_FFI_UNUSED = ("tvm_ffi/stub/*", "tvm_ffi/testing/*", "*.pyi")
 TOKENIZERS = ("tokenizers/*",)
@@ -76,6 +81,21 @@ def add_runtime(platform: Platform, folder: Path, tokenizer: bool, chat: bool) -
         pure.append("tomli")
     for package in pure:
         copy_installed(package, (f"{package}.py", f"{package}/*.py", "*/licenses/*"), folder)
+
+
+def add_cuda(platform: Platform, folder: Path) -> None:
+    """Add TVM's runtime for CUDA, and CUDA's own, to the files of a runtime.
+
+    Raises
+    ------
+    FabricError
+        If they can't be downloaded, or a package is missing here.
+    """
+    for package, wanted in CUDA.items():
+        if platform.is_this_machine:
+            copy_installed(package, wanted, folder)
+        else:
+            unpack_wheels(platform, package, wanted, folder)
 
 
 def add_own_files(folder: Path) -> None:

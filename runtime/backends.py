@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..targets import APIS, FabricError
+from . import cuda
 from .ffi import tvm_ffi
 from .library import load_runtime
 from .native import build
@@ -23,7 +24,8 @@ def load_backend(kind: str) -> None:
 
     It lies beside its sources where the installation built it. Where it does not, or was built from
     other sources or for other versions of TVM, it is built into the cache folder, which takes about
-    ten seconds, once. Loading it needs no driver; using the device does.
+    ten seconds, once. Loading it needs no driver; using the device does. That of CUDA is TVM's own,
+    which does need the driver.
 
     Raises
     ------
@@ -34,6 +36,10 @@ def load_backend(kind: str) -> None:
         if kind in _loaded:
             return
         _check(kind)
+        if kind == cuda.KIND:
+            _loaded[kind] = cuda.load()
+            cuda.register()
+            return
         try:
             path = _find(kind)
             if path is None:
@@ -58,8 +64,8 @@ def backend_status(kind: str) -> dict[str, Any]:
     -------
     dict
         ``kind``; ``loaded`` (bool); ``library`` (its path, or None where it is yet to be built);
-        ``origin`` ("installed", "cache" or None); ``compiler`` (path or None); ``problem`` and
-        ``remedy`` (a sentence each, or None where it is there or can be built).
+        ``origin`` ("installed", "cache", "TVM's" or None); ``compiler`` (path or None);
+        ``problem`` and ``remedy`` (a sentence each, or None where it is there or can be built).
     """
     status: dict[str, Any] = {
         "kind": kind,
@@ -75,7 +81,7 @@ def backend_status(kind: str) -> dict[str, Any]:
         path = _loaded.get(kind) or _find(kind)
         if path is not None:
             status["library"] = str(path)
-            status["origin"] = "installed" if path.parent == build.FOLDER else "cache"
+            status["origin"] = _origin(kind, path)
         else:
             build.include_folders()
             status["compiler"] = build.compiler()
@@ -109,14 +115,23 @@ def devices(kind: str) -> list[dict[str, Any]]:
 
 
 def _check(kind: str) -> None:
-    if kind not in build.KINDS:
+    if kind not in (cuda.KIND, *build.KINDS):
         raise FabricError(
-            f"There is no native backend for {kind}.", f"There are: {', '.join(build.KINDS)}."
+            f"There is no native backend for {kind}.",
+            f"There are: {', '.join((cuda.KIND, *build.KINDS))}.",
         )
+
+
+def _origin(kind: str, path: Path) -> str:
+    if kind == cuda.KIND:
+        return "TVM's"
+    return "installed" if path.parent == build.FOLDER else "cache"
 
 
 def _find(kind: str) -> Path | None:
     """Return a library that fits, from the installation or the cache."""
+    if kind == cuda.KIND:
+        return cuda.library()
     for path in (build.FOLDER / build.library_name(kind), _cached(kind)):
         if build.is_current(path, kind):
             return path

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..targets import APIS, DEVICE_VARIABLE, FabricError, Limits, Target
 from ..targets.device_api import is_processor
+from . import cuda
 from .backends import devices, load_backend
 from .bundle import Bundle
 from .ffi import tvm_ffi
@@ -115,8 +116,11 @@ class Machine:
             return
         index = chosen_device(bundle)
         self.memory = DeviceMemory(kind, index, bundle.manifest["target"]["limits"]["max_buffer"])
-        # The backend keeps freed memory itself. The host's device comes last: it has the shapes.
-        self._executable["vm_initialization"](APIS[kind].device_type, index, PLAIN, CPU, 0, POOLED)
+        # Our own backends keep freed memory. The host's device comes last: it has the shapes.
+        allocator = POOLED if kind == cuda.KIND else PLAIN
+        self._executable["vm_initialization"](
+            APIS[kind].device_type, index, allocator, CPU, 0, POOLED
+        )
 
     def __getitem__(self, name: str) -> Any:
         """Return a function of the module."""

@@ -8,13 +8,14 @@ from typing import Any
 
 from .cpu import TARGETS as CPU_TARGETS
 from .cpu import host_cpu
+from .cuda_device import CUDA_API
 from .device_api import DeviceApi
 from .errors import FabricError
 from .opencl_device import OPENCL_API
 from .target import Target
 from .vulkan_device import VULKAN_API
 
-APIS: dict[str, DeviceApi] = {api.kind: api for api in (OPENCL_API, VULKAN_API)}
+APIS: dict[str, DeviceApi] = {api.kind: api for api in (CUDA_API, OPENCL_API, VULKAN_API)}
 REGISTRY: dict[str, Target] = {
     target.name: target
     for targets in (CPU_TARGETS, *(api.targets for api in APIS.values()))

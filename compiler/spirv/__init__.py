@@ -11,11 +11,9 @@ To import this package is to give TVM the function that builds for targets of th
   reads and writes.
 - `builder` writes instructions, `types` the types; `grammar` has their numbers.
 
-What comes out is packed by `container` for ``runtime/native/vulkan``; `carrier` takes it along
-where that backend is not loaded.
+What comes out is packed by `container` for ``runtime/native/vulkan``.
 """
 
-from .carrier import pack_imports
 from .codegen import build
 
-__all__ = ["build", "pack_imports"]
+__all__ = ["build"]

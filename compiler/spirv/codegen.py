@@ -5,9 +5,11 @@ from __future__ import annotations
 import tvm
 import tvm_ffi
 
-from .carrier import KIND, device_module
+from ..carrier import device_module
 from .container import pack_module
 from .kernel import generate
+
+KIND = "vulkan"
 
 
 def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module:
@@ -26,7 +28,8 @@ def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module
         If a kernel uses what there is no code for, or what the target lacks.
     """
     functions = sorted(module.functions.items(), key=lambda item: item[0].name_hint)
-    return device_module(pack_module([generate(function, target) for _, function in functions]))
+    kernels = [generate(function, target) for _, function in functions]
+    return device_module(KIND, pack_module(kernels))
 
 
 tvm_ffi.register_global_func(f"target.build.{KIND}", build, override=True)

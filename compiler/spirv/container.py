@@ -23,8 +23,9 @@ as :class:`.kernel.KernelCode` has it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from ..wire import blob, items, text
 from .interface import Argument
 from .kernel import KernelCode
 from .values import DType
@@ -41,30 +42,17 @@ _HANDLE = struct.pack("<BBH", 3, 64, 1)
 
 def pack_module(kernels: Sequence[KernelCode]) -> bytes:
     """Return a device module."""
-    code = _text(HEADER) + _list(_kernel(kernel) for kernel in kernels)
-    return _text(FORMAT) + _list(_record(kernel) for kernel in kernels) + _blob(code)
-
-
-def _blob(content: bytes) -> bytes:
-    return struct.pack("<Q", len(content)) + content
-
-
-def _text(content: str) -> bytes:
-    return _blob(content.encode())
-
-
-def _list(items: Iterable[bytes]) -> bytes:
-    packed = list(items)
-    return struct.pack("<Q", len(packed)) + b"".join(packed)
+    code = text(HEADER) + items(_kernel(kernel) for kernel in kernels)
+    return text(FORMAT) + items(_record(kernel) for kernel in kernels) + blob(code)
 
 
 def _record(kernel: KernelCode) -> bytes:
     parts = [
-        _text(kernel.name),
-        _text(kernel.name),
-        _list(_type(argument.dtype) for argument in kernel.arguments),
-        _list(_text(tag) for tag in kernel.launch_tags),
-        _list(struct.pack("<i", 0) for _ in kernel.arguments),
+        text(kernel.name),
+        text(kernel.name),
+        items(_type(argument.dtype) for argument in kernel.arguments),
+        items(text(tag) for tag in kernel.launch_tags),
+        items(struct.pack("<i", 0) for _ in kernel.arguments),
     ]
     return b"".join(parts)
 
@@ -94,11 +82,11 @@ def _kernel(kernel: KernelCode) -> bytes:
         *kernel.threads,
     )
     parts = [
-        _text(kernel.name),
+        text(kernel.name),
         fixed,
-        _list(_argument(argument) for argument in kernel.arguments),
-        _list(_text(feature) for feature in kernel.features),
-        _blob(kernel.spirv),
+        items(_argument(argument) for argument in kernel.arguments),
+        items(text(feature) for feature in kernel.features),
+        blob(kernel.spirv),
     ]
     return b"".join(parts)
 

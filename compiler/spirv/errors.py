@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tvm_ffi.error import register_error
 
-from ...targets import FabricError
+from ..generator_error import GeneratorError
 
 REMEDY = (
     "Compile for another target (fabric targets lists them), or write the kernel's rule without it."
@@ -14,20 +14,8 @@ REMEDY = (
 
 
 @register_error
-class UnsupportedKernel(FabricError):
-    """A kernel that uses what there is no code for, or what the target lacks.
-
-    TVM's C++ calls the generator and hands its errors on by their class and text alone.
-
-    Parameters
-    ----------
-    text : str
-        The cause and the remedy, a line each.
-    """
-
-    def __init__(self, text: str) -> None:
-        cause, _, remedy = text.partition("\n")
-        super().__init__(cause, remedy)
+class UnsupportedKernel(GeneratorError):
+    """A kernel that uses what there is no code for, or what the target lacks."""
 
 
 Refuse = Callable[[str], UnsupportedKernel]

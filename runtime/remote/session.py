@@ -16,6 +16,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def register(desk: Desk, name: str, folder: Path) -> None:
         # A module for a device needs its backend; one for the processor does not miss it.
         for kind in APIS:
             if backend_status(kind)["library"] is not None:
-                load_backend(kind)
+                with suppress(FabricError):
+                    load_backend(kind)
         return tvm_ffi.load_module(str(folder / file))
 
     functions: dict[str, Callable[..., Any]] = {

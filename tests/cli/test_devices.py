@@ -11,6 +11,7 @@ from bitfabric.cli import main
 from bitfabric.runtime import backends
 from bitfabric.targets import APIS, FabricError
 
+from ..targets.cuda_descriptions import H200 as CUDA_H200
 from ..targets.descriptions import ADRENO_830, CLOVER, H200, MALI_G715, POCL
 from ..targets.vulkan_descriptions import H200 as VULKAN_H200
 from ..targets.vulkan_descriptions import LAVAPIPE
@@ -24,9 +25,10 @@ def _run(
     opencl: list[dict[str, Any]],
     *arguments: str,
     vulkan: list[dict[str, Any]] | None = None,
+    cuda: list[dict[str, Any]] | None = None,
 ) -> click.testing.Result:
     """Run the command on described devices; where there are none, asking for them fails."""
-    there = {"opencl": opencl, "vulkan": vulkan or []}
+    there = {"cuda": cuda or [], "opencl": opencl, "vulkan": vulkan or []}
 
     def answer(kind: str) -> list[dict[str, Any]]:
         if not there[kind]:
@@ -68,8 +70,10 @@ def test_each_device_is_shown_with_its_limits_and_target(monkeypatch: pytest.Mon
     assert "a processor is faster with --target cpu" in pocl
 
 
-def test_both_apis_show_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = _run(monkeypatch, [H200], vulkan=[VULKAN_H200, LAVAPIPE]).stdout
+def test_every_api_shows_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _run(monkeypatch, [H200], vulkan=[VULKAN_H200, LAVAPIPE], cuda=[CUDA_H200]).stdout
+    assert "cuda-sm90" in shown.split("\nopencl:")[0]
+    assert "CUDA 13.0; compute capability 9.0" in shown
     first, second = shown.split("\nvulkan:")[1:]
     assert "vulkan-nvidia" in first
     assert "has units for matrices" in first
@@ -93,7 +97,7 @@ def test_json_has_the_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "buffers above 256 MiB are split" in mali["notes"]
     assert clover["used"] is False
     assert clover["target"] is None
-    assert set(found["problems"]) == {"vulkan"}
+    assert set(found["problems"]) == {"cuda", "vulkan"}
 
 
 def test_without_a_driver_the_processor_is_shown_all_the_same(

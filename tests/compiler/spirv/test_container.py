@@ -23,7 +23,7 @@ from .runner import code, needs_device
 PROGRAM = """
 import sys, tvm
 from bitfabric.compiler.device_code import NAME
-from bitfabric.compiler.spirv import pack_imports
+from bitfabric.compiler.carrier import pack_imports
 from tests.compiler.spirv.programs import ADDRESSES, doubled
 module = tvm.IRModule({"main": doubled().with_attr("global_symbol", "main")})
 built = tvm.compile(module, target=ADDRESSES, tir_pipeline=NAME)

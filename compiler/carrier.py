@@ -1,8 +1,8 @@
-"""A Vulkan device module in a process that has not loaded the Vulkan backend.
+"""A device module in a process that has not loaded the device's backend.
 
-TVM has a module of its own for kinds of devices whose runtime is absent, but not for this one. So
-the bytes travel as the one constant of TVM's ``const_loader``, and are given their true kind where
-an executable is linked: nothing native is needed to compile.
+TVM has none for the kinds whose code is our own, and for CUDA one that carries source alone. So the
+bytes travel as the one constant of TVM's ``const_loader``, named after their kind, and are given
+their true kind where an executable is linked: nothing native is needed to compile.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-KIND = "vulkan"
 _CARRIER = "const_loader"
-_NAME = "bitfabric.vulkan"
+_PREFIX = "bitfabric."
 _HOST_CODE = "_lib"
 """The kind of the library itself in the list of modules; nothing follows it."""
 
 
-def device_module(content: bytes) -> tvm.runtime.Module:
-    """Return a module of kind ``vulkan``, or without the backend what carries its bytes."""
-    load = tvm_ffi.get_global_func(f"ffi.Module.load_from_bytes.{KIND}", allow_missing=True)
+def device_module(kind: str, content: bytes) -> tvm.runtime.Module:
+    """Return a module of a kind such as ``vulkan``; without its backend what carries the bytes."""
+    load = tvm_ffi.get_global_func(f"ffi.Module.load_from_bytes.{kind}", allow_missing=True)
     if load is not None:
         return load(content)
     tensor = tvm.runtime.tensor(np.frombuffer(content, "uint8"))
-    return tvm_ffi.get_global_func(f"ffi.Module.create.{_CARRIER}")({_NAME: tensor}, {})
+    return tvm_ffi.get_global_func(f"ffi.Module.create.{_CARRIER}")({_PREFIX + kind: tensor}, {})
 
 
 def pack_imports(module: tvm.runtime.Module, system_library: bool, prefix: str, folder: str) -> str:
@@ -48,15 +47,20 @@ def pack_imports(module: tvm.runtime.Module, system_library: bool, prefix: str, 
     return str(path)
 
 
-def _carried(module: tvm.runtime.Module) -> list[bytes]:
-    """Return the bytes of the device modules that a module imports, in TVM's order."""
+def _carried(module: tvm.runtime.Module) -> list[tuple[str, bytes]]:
+    """Return the kinds and bytes of the device modules that a module imports, in TVM's order."""
     carriers = module._collect_from_import_tree(lambda m: m.kind == _CARRIER)
     found = [carrier.get_function("get_const_var_tensor")() for carrier in carriers]
-    return [tensors[_NAME].numpy().tobytes() for tensors in found if _NAME in tensors]
+    return [
+        (str(name).removeprefix(_PREFIX), tensor.numpy().tobytes())
+        for tensors in found
+        for name, tensor in tensors.items()
+        if str(name).startswith(_PREFIX)
+    ]
 
 
-def _with_true_kinds(packed: bytes, carried: list[bytes]) -> bytes:
-    """Return TVM's list of modules with Vulkan modules in place of their carriers.
+def _with_true_kinds(packed: bytes, carried: list[tuple[str, bytes]]) -> bytes:
+    """Return TVM's list of modules with the device modules in place of their carriers.
 
     The list is: u64 bytes | list of u64: rows | list of u64: children | a kind and, but for the
     library itself, the bytes of each module; a text is a u64 length and its bytes.
@@ -80,9 +84,9 @@ def _with_true_kinds(packed: bytes, carried: list[bytes]) -> bytes:
         if kind == _HOST_CODE.encode():
             continue
         content, at = text(at)
-        inside = next((module for module in carried if module in content), None)
+        inside = next((module for module in carried if module[1] in content), None)
         if kind == _CARRIER.encode() and inside is not None:
-            parts[-1], content = KIND.encode(), inside
+            parts[-1], content = inside[0].encode(), inside[1]
         parts.append(content)
     head, *texts = parts
     whole = head + b"".join(struct.pack("<Q", len(part)) + part for part in texts)

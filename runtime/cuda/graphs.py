@@ -1,0 +1,98 @@
+"""Kernels that are launched again and again with the same arguments, as one CUDA graph.
+
+A function of TVM's virtual machine launches its kernels one by one, some microseconds each. What it
+launched once can be launched as a whole: the graph has the kernels with the addresses of all they
+read and write. The memory that they work in goes back to TVM's pool, which never gives it to the
+device while there is room, and everything that runs later in the same stream may use it in between.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from ..ffi import tvm_ffi
+from .runtime import Runtime
+
+_NON_BLOCKING = 1
+"""A stream that does not wait for the default one, which must not be used while one is recorded."""
+_RELAXED = 2
+"""cudaStreamCaptureModeRelaxed: memory may be allocated meanwhile."""
+
+
+class Graph:
+    """Kernels that a function launched, ready to be launched as a whole in the default stream."""
+
+    def __init__(self, runtime: Runtime, handle: ctypes.c_void_p) -> None:
+        self._runtime, self._handle = runtime, handle
+
+    def launch(self) -> None:
+        """Launch them; nothing is waited for."""
+        self._runtime("cudaGraphLaunch", self._handle, None)
+
+    def __del__(self) -> None:
+        self._runtime.free("cudaGraphExecDestroy", self._handle)
+
+
+def record(
+    runtime: Runtime, index: int, function: Callable[[], Any], taken: Callable[[Any], None]
+) -> Callable[[bool], str]:
+    """Call a function and return what calls it again: the same kernels, on the same tensors.
+
+    Parameters
+    ----------
+    runtime : Runtime
+        CUDA's.
+    index : int
+        The device.
+    function : callable
+        Launches kernels that have all been launched before, and gives tensors.
+    taken : callable
+        Is handed what the function gave, which must be kept for as long as it is called again.
+
+    Returns
+    -------
+    callable
+        ``replay(profile)``. What it returns is empty: the launches are not timed one by one.
+    """
+    runtime("cudaSetDevice", index)
+    graph = _captured(runtime, index, function, taken)
+
+    def replay(profile: bool) -> str:
+        runtime("cudaSetDevice", index)
+        if graph is None:
+            taken(function())
+        else:
+            graph.launch()
+        return "[]"
+
+    replay(False)
+    return replay
+
+
+def _captured(
+    runtime: Runtime, index: int, function: Callable[[], Any], taken: Callable[[Any], None]
+) -> Graph | None:
+    """Return the kernels of a function as a graph, None where they can't be recorded."""
+    stream = ctypes.c_void_p()
+    runtime("cudaStreamCreateWithFlags", ctypes.byref(stream), _NON_BLOCKING)
+    try:
+        runtime("cudaStreamBeginCapture", stream, _RELAXED)
+        graph = ctypes.c_void_p()
+        result, failed = None, False
+        try:
+            with tvm_ffi.use_raw_stream(tvm_ffi.Device("cuda", index), stream.value or 0):
+                result = function()
+        except RuntimeError:
+            # It does what a recording can't have; if it fails for another reason, it will again.
+            failed = True
+        if runtime.status("cudaStreamEndCapture", stream, ctypes.byref(graph)) or failed:
+            return None
+        taken(result)
+        whole = ctypes.c_void_p()
+        runtime("cudaGraphInstantiate", ctypes.byref(whole), graph, ctypes.c_ulonglong(0))
+        runtime.free("cudaGraphDestroy", graph)
+        return Graph(runtime, whole)
+    finally:
+        runtime.free("cudaStreamDestroy", stream)
