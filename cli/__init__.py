@@ -17,8 +17,10 @@ from .inspect import inspect_command
 from .merge import merge_command
 from .models import models_command
 from .quickstart import quickstart_command
+from .records import records_group
 from .run import run_command
 from .targets import targets_command
+from .tune import tune_command
 
 __all__ = ["main"]
 
@@ -61,6 +63,8 @@ for _command in (
     merge_command,
     export_command,
     estimate_command,
+    tune_command,
+    records_group,
     inspect_command,
     models_command,
     targets_command,

@@ -14,6 +14,7 @@ from .options import compile_options, read_options, seeded
 from .output import Output
 from .progress import PhaseBar
 from .targets import chosen_target
+from .tuned import report_tuning, tuning_of
 
 
 @command(
@@ -97,14 +98,14 @@ def compile_command(
     )
     for note in checkpoint.notes:
         output.say(f"Note: {note}")
+    tuning = tuning_of(chosen, output)
     with PhaseBar(output) as bar:
-        bundle = compile_model(
-            checkpoint, chosen, options, folder, progress=bar, with_runtime=with_runtime
-        )
+        bundle = compile_model(checkpoint, chosen, options, folder, bar, with_runtime, tuning)
     seconds = time.monotonic() - start
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20
 
     output.say(f"[green]Done[/] in {seconds:.1f} s: [bold]{bundle}[/], {size:.1f} MiB.")
+    kernels = report_tuning(bundle, tuning, output)
     notes = bundle / "DEPLOY.md"
     if notes.is_file():
         output.hint(f"Next: {notes} says how to run it where it goes.")
@@ -120,6 +121,7 @@ def compile_command(
             "parameters": parameters,
             "seconds": seconds,
             "size_mib": size,
+            "kernels": kernels,
         }
     )
 

@@ -40,13 +40,14 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "bitfabric"
 
 
-def key_of(config: ModelConfig, target: Target, options: CompileOptions) -> str:
-    """Return the key of a module: hexadecimal SHA-256."""
+def key_of(config: ModelConfig, target: Target, options: CompileOptions, tuning: str = "") -> str:
+    """Return the key of a module: hexadecimal SHA-256; `tuning` is the digest of the records."""
     decides = asdict(options)
     del decides["debug_dump"]
     settings = {
         "config": config.to_dict(),
         "options": decides,
+        "tuning": tuning,
         "target": [
             target.name,
             target.options,

@@ -16,7 +16,11 @@ from .link import link, linker
 from .memory import function_workspaces
 from .options import CompileOptions
 from .pipeline import build
+from .tuning.applied import Tuning
 from .weights import write_weights
+
+TUNING = "tuning.json"
+"""The file of a bundle that says what each kernel's schedule rests on."""
 
 
 def compile_model(
@@ -26,6 +30,7 @@ def compile_model(
     output: Path,
     progress: Progress | None = None,
     with_runtime: bool = False,
+    tuning: Tuning | None = None,
 ) -> Path:
     """Compile a model for a target and write its bundle.
 
@@ -43,6 +48,8 @@ def compile_model(
         Called with the phase's name and the fraction done.
     with_runtime : bool
         Whether the bundle brings TVM's runtime and ours along, for its target's system.
+    tuning : Tuning, optional
+        The records that decide the schedules; by default those of the user and of the package.
 
     Returns
     -------
@@ -60,7 +67,8 @@ def compile_model(
     deployment = Deployment(target, model, with_runtime)
     with bundle_folder(output) as folder:
         deployment.gather(folder)
-        code = _code(model.config, target, options, folder / "module.so", report)
+        tuning = tuning or Tuning.of(target)
+        code = _code(model.config, target, options, folder / "module.so", report, tuning)
 
         def weights_done(fraction: float) -> None:
             report("pack weights", 0.65 + 0.3 * fraction)
@@ -71,8 +79,8 @@ def compile_model(
             (folder / "tokenizer").mkdir()
             for name, content in model.tokenizer_files.items():
                 (folder / "tokenizer" / name).write_bytes(content)
-        # Every schedule here is a rule's default; tuned decisions are listed in this file.
-        (folder / "tuning.json").write_text(json.dumps({"records": []}), encoding="utf-8")
+        account = json.dumps(code["tuning"], indent=1, sort_keys=True)
+        (folder / TUNING).write_text(account, encoding="utf-8")
         deployment.describe(folder, output.name, options, weights)
         report("seal", 0.95)
         kernels, memory = code["kernels"], code["memory"]
@@ -82,16 +90,22 @@ def compile_model(
 
 
 def _code(
-    config: ModelConfig, target: Target, options: CompileOptions, path: Path, report: Progress
+    config: ModelConfig,
+    target: Target,
+    options: CompileOptions,
+    path: Path,
+    report: Progress,
+    tuning: Tuning,
 ) -> dict[str, Any]:
-    """Write the module, from the cache where it is kept; return its kernels and memory plan."""
-    key = key_of(config, target, options)
+    """Write the module, from the cache where it is kept; return its kernels, plan and tuning."""
+    key = key_of(config, target, options, tuning.digest)
     # Whoever asks for the IR of every phase wants the phases to run.
     record = recall(key, path) if options.debug_dump is None else None
     if record is None:
-        executable, kernels, lowered = build(config, target, options, report)
+        executable, kernels, lowered = build(config, target, options, report, tuning)
         report("link", 0.6)
         link(executable, path, target)
-        record = {"kernels": kernels, "memory": function_workspaces(lowered)}
+        memory = function_workspaces(lowered)
+        record = {"kernels": kernels, "memory": memory, "tuning": tuning.account()}
         keep(key, path, record)
     return record

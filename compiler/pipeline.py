@@ -18,11 +18,15 @@ from ..models.graph import (
 )
 from ..models.lora import adapter_layout
 from ..schedules import KERNEL, schedule
+from ..schedules.decisions import deciding
 from ..targets import Target, host_options
+from .cuda import find_toolkit
 from .device_code import NAME as DEVICE_CODE
 from .differentiate import differentiate, drop_gradient_marks
 from .host_code import NAME as HOST_CODE
 from .options import CompileOptions
+from .shape_functions import in_order
+from .tuning.applied import Tuning
 from .windows import check_adapter, split
 
 ENTRIES = (
@@ -72,8 +76,10 @@ def fuse(module: tvm.IRModule) -> tvm.IRModule:
     return tvm.transform.Sequential(passes)(module)
 
 
-def apply_schedules(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, dict[str, str]]:
-    """Lay every kernel onto the target.
+def apply_schedules(
+    module: tvm.IRModule, target: Target, tuning: Tuning | None = None
+) -> tuple[tvm.IRModule, dict[str, str]]:
+    """Lay every kernel onto the target, by the decisions of its records where it has any.
 
     Returns
     -------
@@ -84,7 +90,8 @@ def apply_schedules(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule,
     chosen = {}
     for name, function in module.functions.items():
         if isinstance(function, tvm.tirx.PrimFunc):
-            rule, laid_out = schedule(function, target)
+            with deciding(tuning.decisions(function) if tuning else {}):
+                rule, laid_out = schedule(function, target)
             scheduled.update_func(name, laid_out)
             attributes = function.attrs or {}
             kernel = str(attributes[KERNEL]) if KERNEL in attributes else "elementwise"
@@ -106,7 +113,7 @@ def lower(module: tvm.IRModule) -> tvm.IRModule:
         relax.transform.VMShapeLower(),
         relax.transform.AttachGlobalSymbol(),
     ]
-    return tvm.transform.Sequential(passes)(module)
+    return in_order(tvm.transform.Sequential(passes)(module))
 
 
 def build(
@@ -114,6 +121,7 @@ def build(
     target: Target,
     options: CompileOptions,
     progress: Callable[[str, float], None],
+    tuning: Tuning | None = None,
 ) -> tuple[relax.VMExecutable, dict[str, str], tvm.IRModule]:
     """Run all phases.
 
@@ -124,12 +132,14 @@ def build(
     """
     dump = _Dump(options.debug_dump)
     progress("graph", 0.0)
+    if target.device == "cuda":
+        find_toolkit()
     check_adapter(adapter_layout(config, options.lora), target)
     module = dump("1-graph", build_graph(config, options))
     progress("fuse", 0.1)
     module = dump("2-fused", fuse(module))
     progress("schedule", 0.2)
-    module, kernels = apply_schedules(module, target)
+    module, kernels = apply_schedules(module, target, tuning)
     module = dump("3-scheduled", split(module, target))
     progress("lower", 0.4)
     lowered = dump("4-lowered", lower(module))

@@ -17,6 +17,8 @@ import pytest
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "modules"
 os.environ.setdefault("BITFABRIC_CACHE", str(CACHE))
+# The user's own tuning records decide nothing here.
+os.environ.setdefault("BITFABRIC_DATA", str(CACHE.parent / "data"))
 os.environ.setdefault("FABRIC_DEVICE", "0")
 
 from .devices import is_slow  # noqa: E402  it asks for the devices, with these variables

@@ -15,6 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, int64, load, loop, splat, store, when, zeros
 from .isa import Isa
 from .microkernel import Tile, accumulate
@@ -44,7 +45,7 @@ class Heads:
         self.scale = 1.0 / math.sqrt(self.head_dim)
         self.lanes, self.block = isa.lanes, 2 * isa.lanes
         # Two vectors wide: 16 accumulators, or 8 where there are 16 registers only.
-        self.rows = 8 if isa.tile[1] == 4 else 4
+        self.rows = choose("rows", (2, 4, 8), 8 if isa.tile[1] == 4 else 4)
         self.context, self.padded = context, -(-context // self.block) * self.block
 
     @property
@@ -53,12 +54,13 @@ class Heads:
         return math.gcd(self.head_dim // 2, self.lanes)
 
     def panels(self, body: Callable[[Expr, int], None]) -> None:
-        """Emit ``body(first column, vectors)`` for panels of a head, two vectors wide."""
-        pairs, odd = divmod(self.head_dim // self.lanes, 2)
-        with loop(pairs) as pair:
-            body(bind(pair * (2 * self.lanes)), 2)
-        if odd:
-            body(2 * pairs * self.lanes, 1)
+        """Emit ``body(first column, vectors)`` for panels of a head, two vectors wide or so."""
+        wide = choose("panel", (1, 2, 4), 2)
+        whole, rest = divmod(self.head_dim // self.lanes, wide)
+        with loop(whole) as panel:
+            body(bind(panel * (wide * self.lanes)), wide)
+        if rest:
+            body(whole * wide * self.lanes, rest)
 
 
 def rotate(

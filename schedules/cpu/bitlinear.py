@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..linear import Linear
 from ..ternary import TILE, Segment, aligned, by_segment, segments
 from ..tir import (
@@ -202,17 +203,27 @@ class _Product:
         self.residual, self.y = linear.residual, linear.y
         self.tokens, self.tiles = quantised.tokens, quantised.columns // TILE
         self.rows = self.parts[-1].end
+        self.few = static(self.tokens) is not None and self.tokens <= FEW
+        # Few tokens are one tile's height; how many rows at once, and in how many chains, is open:
+        # 0 is as many as the tile leaves room for.
+        dot = isa.dot
+        if self.few:
+            self.height, self.width = self.tokens, choose("rows", (1, 2, 4, 6, 8), dot.tile[1])
+        else:
+            self.height, self.width = choose("tile", dot.tiles, dot.tile)
+        self.chains = choose("chains", (0, 1, 2, 4), 0) if self.few else 0
+        self.group = choose("group", (1,) if dot.group == 1 else (1, 2, 4), dot.group)
 
     def emit(self) -> None:
         """Emit the product of all rows with all tokens."""
-        few = static(self.tokens) is not None and self.tokens <= FEW
-        work = self.rows * self.tiles * TILE
-        parallel = not few or work * self.tokens >= PARALLEL_PRODUCT
-        row_tiles(self.rows // self.isa.lanes, self.isa.dot.tile[1], self._panel, parallel)
+        work, parallel = self.rows * self.tiles * TILE, True
+        if self.few:
+            parallel = work * self.tokens >= PARALLEL_PRODUCT
+        row_tiles(self.rows // self.isa.lanes, self.width, self._panel, parallel)
 
     def _panel(self, first: Expr, width: int) -> None:
         """Emit `width` vectors of rows from vector `first` on, for every token."""
-        lanes, height = self.isa.lanes, self.isa.dot.tile[0]
+        lanes, height = self.isa.lanes, self.height
         rows = [bind((first + v) * lanes) for v in range(width)]
 
         def streamed(token: Expr, high: int) -> None:
@@ -230,7 +241,7 @@ class _Product:
                 unpacked,
                 lambda: row_tiles(self.tokens, 1, streamed),
             )
-        elif self.tokens <= FEW:
+        elif self.few:
             streamed(0, self.tokens)
         else:
             unpacked()
@@ -250,8 +261,8 @@ class _Product:
         """Emit `height` tokens by the rows, from unpacked or from packed codes."""
         lanes, dot, width = self.isa.lanes, self.isa.dot, len(rows)
         # A chain of products is as slow as their latency: short tiles keep several chains.
-        chains = 2 if height * width <= CHAINS else 1
-        group = max(dot.group // chains, 1)
+        chains = self.chains or (2 if height * width <= CHAINS else 1)
+        group = max(self.group // chains, 1)
         tiles = [Tile(height, width, lanes, dot.sum_dtype) for _ in range(chains)]
         for tile in tiles:
             tile.fill()

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..ternary import TILE, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, build, load, loop, shape, splat, store
 from .isa import Isa
@@ -23,7 +24,7 @@ from .microkernel import Tile, accumulate, row_tiles
 from .ternary import column_codes
 
 CHUNK = 8
-"""Packed tiles of rows in a chunk at most: with 64 columns 32 KiB of float32."""
+"""Packed tiles of rows in a chunk by default: with 64 columns 32 KiB of float32."""
 
 
 def panels(
@@ -61,7 +62,8 @@ def _input_adjoint(
 ) -> None:
     """Emit ``dx = sum_n dy scale W``, plus the adapters' part where they share the input."""
     tokens, columns = shape(dx)
-    lanes, (height, width) = isa.lanes, isa.tile
+    lanes, (height, width) = isa.lanes, choose("tile", isa.tiles, isa.tile)
+    most = choose("chunk", (2, 4, CHUNK, 16), CHUNK) * TILE
 
     def panel(first: Expr, wide: int) -> None:
         column = bind(first * lanes)
@@ -77,11 +79,11 @@ def _input_adjoint(
             sums.store(place(token))
 
         def chunk(index: Expr) -> None:
-            row = bind(index * (CHUNK * TILE))
-            rows = CHUNK * TILE
+            row = bind(index * most)
+            rows = most
             if parts[-1].end % rows:
                 rows = bind(T.min(T.int64(rows), parts[-1].end - row))
-            weights = T.alloc_buffer((CHUNK * TILE, wide * lanes), "float32")
+            weights = T.alloc_buffer((most, wide * lanes), "float32")
             _unpack(isa, parts, packed, scales, weights, row, rows, column)
 
             def tile(token: Expr, high: int) -> None:
@@ -104,7 +106,7 @@ def _input_adjoint(
             row_tiles(tokens, height, tile)
 
         row_tiles(tokens, height, begin)
-        with loop(-(-parts[-1].end // (CHUNK * TILE))) as index:
+        with loop(-(-parts[-1].end // most)) as index:
             chunk(index)
 
     row_tiles(columns // lanes, width, panel, parallel=True)
@@ -151,6 +153,7 @@ class _Lora:
         self.tokens, self.columns = shape(x)
         self.adapters, self.rank, _ = shape(a)
         thin = (self.tokens, self.adapters, self.rank)
+        self.tile = choose("gradient tile", isa.tiles, isa.tile)
         self.u, self.du = T.alloc_buffer(thin, "float32"), T.alloc_buffer(thin, "float32")
 
     def thin_products(self) -> None:
@@ -192,7 +195,7 @@ class _Lora:
 
     def gradients(self, da: Buffer, db: Buffer, dx: Buffer | None = None) -> None:
         """Emit ``dA = du^T x`` and ``dB = u^T dy``, and the adapters' input's own adjoint."""
-        lanes, (height, width) = self.isa.lanes, self.isa.tile
+        lanes, (height, width) = self.isa.lanes, self.tile
 
         def panel(first: Expr, wide: int) -> None:
             column = bind(first * lanes)
@@ -221,7 +224,7 @@ class _Lora:
             self._outer(self.u, part.adapter, self.dy, row, wide, lambda j, n: (db, j, n + shift))
 
         vectors = (part.end - part.begin) // lanes
-        row_tiles(vectors, self.isa.tile[1], panel, parallel=True)
+        row_tiles(vectors, self.tile[1], panel, parallel=True)
 
     def _outer(
         self,
@@ -246,4 +249,4 @@ class _Lora:
             )
             sums.store(lambda i, v: place(j + i, column + v * lanes))
 
-        row_tiles(self.rank, self.isa.tile[0], tile, overlap=True)
+        row_tiles(self.rank, self.tile[0], tile, overlap=True)

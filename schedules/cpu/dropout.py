@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, build, constants, load, shape, splat, store
-from .isa import Isa
+from .isa import vector_lanes
 from .loops import over, over_rows
 
 
@@ -32,7 +32,7 @@ def dropout(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out ``x / (1 - p)`` where the hash of the place is large enough, else 0."""
-    lanes, probability = Isa(target).lanes, float(parameters["probability"])
+    lanes, probability = vector_lanes(target), float(parameters["probability"])
     salt = int(parameters["salt"]) * 0x9E3779B9 % 2**32
     threshold = min(round(probability * 2**32), 2**32 - 1)
     kept = 1.0 / (1.0 - probability)

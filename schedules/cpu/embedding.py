@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, build, load, shape, splat, store
-from .isa import Isa
+from .isa import vector_lanes
 from .loops import over, over_rows
 from .vector_math import half_to_float
 
@@ -18,7 +18,7 @@ def embed(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out ``x[t, h] = table[tokens[t], h] * scale[tokens[t]]``; the scale is optional."""
-    lanes = Isa(target).lanes
+    lanes = vector_lanes(target)
     # x86-64 alone has no instruction that widens a half.
     native = bool(target.features & {"avx2", "neon_dot"})
 

@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, build, load, shape, splat, store
-from .isa import Isa
+from .isa import vector_lanes
 from .loops import over, over_rows
 from .vector_math import sigmoid
 
@@ -28,7 +28,7 @@ def gated_activation(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out ``y[t, i] = act(gate_up[t, i]) * gate_up[t, I + i]``."""
-    lanes, kind = Isa(target).lanes, str(parameters["kind"])
+    lanes, kind = vector_lanes(target), str(parameters["kind"])
 
     def body(gate_up: Buffer, y: Buffer) -> None:
         rows, half = shape(y)
@@ -52,7 +52,7 @@ def gated_activation_vjp(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out the adjoints of both halves from one evaluation of the activation."""
-    lanes, kind = Isa(target).lanes, str(parameters["kind"])
+    lanes, kind = vector_lanes(target), str(parameters["kind"])
 
     def body(dy: Buffer, gate_up: Buffer, adjoint: Buffer) -> None:
         rows, half = shape(dy)

@@ -20,6 +20,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..tir import (
     Buffer,
     Expr,
@@ -41,9 +42,10 @@ from .microkernel import EvenCut, Tile, accumulate, row_tiles
 from .vector_math import exp
 
 CHUNK = 64
-"""Tokens of a chunk, where there are as many."""
+"""Tokens of a chunk by default, where there are as many."""
 BLOCK_BYTES = 192 << 10
-"""Largest block of the table in float32; it stays in the second-level cache between its uses."""
+"""Largest block of the table in float32 by default; it stays in the second-level cache between its
+uses."""
 SLICES = 16
 """Most slices of the vocabulary, the bound on how many threads help."""
 PARTIAL_BYTES = 4 << 20
@@ -97,14 +99,17 @@ class _HeadLoss:
         self.loss = rest[-2] if len(rest) == 3 else rest[0]
         self.tokens, self.columns = shape(h)
         self.vocabulary = shape(table)[0]
-        lanes, (height, width) = isa.lanes, isa.tile
-        wanted = min(static(self.tokens) or CHUNK, CHUNK)
+        lanes, (height, width) = isa.lanes, choose("tile", isa.tiles, isa.tile)
+        self.tile = height, width
+        most = choose("chunk", (32, CHUNK, 128), CHUNK)
+        wanted = min(static(self.tokens) or most, most)
         self.chunk = -(-wanted // lanes) * lanes
         # The logits' register tile: rows of the table by vectors of tokens.
         vectors = self.chunk // lanes
         self.width = max(w for w in range(1, width + 1) if vectors % w == 0)
         self.height = height * width // self.width
-        rows = max(BLOCK_BYTES // (4 * self.columns) // self.height, 1) * self.height
+        size = choose("block", (96 << 10, BLOCK_BYTES, 384 << 10), BLOCK_BYTES)
+        rows = max(size // (4 * self.columns) // self.height, 1) * self.height
         self.blocks = EvenCut.of(self.vocabulary, rows)
         most = PARTIAL_BYTES // (4 * self.chunk * self.columns) if self.dh is not None else SLICES
         self.slices = min(max(most, 2), SLICES, self.blocks.tiles)
@@ -259,7 +264,7 @@ class _HeadLoss:
         self, s: Expr, rows: int, weights: Buffer, values: Buffer, rescale: Buffer
     ) -> None:
         """Emit ``partial[t] = partial[t] rescale[t] + sum_r values[r, t] weights[r]``."""
-        lanes, (height, width) = self.isa.lanes, self.isa.tile
+        lanes, (height, width) = self.isa.lanes, self.tile
 
         def panel(first: Expr, wide: int) -> None:
             column = bind(first * lanes)

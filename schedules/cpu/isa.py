@@ -8,7 +8,18 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..tir import Expr, bind, splat
+
+_MANY_TILES = (
+    (6, 4), (4, 4), (4, 5), (4, 6), (5, 5), (3, 8), (7, 3), (8, 3), (9, 3), (10, 2), (12, 2),
+    (14, 2),
+)  # fmt: skip
+_FEW_TILES = ((6, 2), (4, 2), (5, 2), (7, 2), (3, 3), (4, 3), (2, 4), (3, 4))
+"""Register tiles of an outer product, for 32 registers and for 16."""
+_MANY_DOT_TILES = ((4, 6), (4, 4), (4, 5), (5, 5), (6, 4), (8, 3), (2, 8), (3, 8), (2, 4))
+_FEW_DOT_TILES = ((3, 4), (2, 4), (3, 3), (4, 3), (2, 5), (2, 6))
+"""The same of dot products, where both operands are vectors."""
 
 
 class Isa:
@@ -22,6 +33,8 @@ class Isa:
         Height and width, in vectors, of the largest register tile of an outer product.
     dot_tile : tuple of int
         The same for a tile of dot products, where both operands are vectors.
+    tiles, dot_tiles : tuple of tuple of int
+        Others of about that size: which is fastest depends on the kernel and the processor.
     native_half : bool
         Whether the processor converts float16.
     dot : DotProduct
@@ -34,7 +47,9 @@ class Isa:
         many = bool(features & {"avx512", "avx512_vnni", "neon_dot"})
         # 32 registers hold 24 accumulators and the operands, 16 hold 12.
         self.tile = (6, 4) if many else (6, 2)
+        self.tiles = _MANY_TILES if many else _FEW_TILES
         self.dot_tile = (4, 6) if many else (3, 4)
+        self.dot_tiles = _MANY_DOT_TILES if many else _FEW_DOT_TILES
         self.native_half = bool(features & {"avx2", "avx512", "neon_dot"})
         self.dot: DotProduct
         if "avx512_vnni" in features and self.lanes == 16:
@@ -45,6 +60,15 @@ class Isa:
             self.dot = NeonDot(self.lanes)
         else:
             self.dot = DotProduct(self.lanes)
+
+
+def vector_lanes(target: Target) -> int:
+    """Return the lanes at once of a kernel that works element by element; a decision.
+
+    More than a register has are several registers, so that more loads are under way.
+    """
+    lanes = Isa(target).lanes
+    return choose("vector", (lanes, 2 * lanes, 4 * lanes), lanes)
 
 
 class DotProduct:
@@ -67,10 +91,13 @@ class DotProduct:
         Steps to accumulate at once.
     tile : tuple of int
         Height and width of the largest register tile that leaves room for a group's operands.
+    tiles : tuple of tuple of int
+        Others of about that size.
     """
 
     dtype, sum_dtype, steps, group = "float32", "float32", 16, 1
-    tile = (4, 2)
+    tile: tuple[int, int] = (4, 2)
+    tiles: tuple[tuple[int, int], ...] = ((4, 2), (2, 2), (3, 2), (5, 2), (6, 2), (3, 3), (2, 4))
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
@@ -103,6 +130,7 @@ class _ByteDotProduct(DotProduct):
 
     dtype, sum_dtype, steps, group = "int32", "int32", 4, 4
     tile = (6, 4)
+    tiles: tuple[tuple[int, int], ...] = _MANY_TILES
 
     def codes(self, words: Expr, step: int) -> Expr:
         return self._masked(words, 2 * step, 0x03030303)
@@ -148,7 +176,7 @@ class MultiplyAddBytes(_ByteDotProduct):
     A 16-bit lane holds two products of at most 2 * 128 for each of at most four steps.
     """
 
-    tile = (4, 2)
+    tile, tiles = DotProduct.tile, DotProduct.tiles
 
     def accumulate(self, total: Expr, codes: Sequence[Expr], words: Sequence[Expr]) -> Expr:
         """Return `total` plus the products of at most four steps."""

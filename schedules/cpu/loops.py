@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, branch, horizontal, load, loop, static, store, zeros
 
 PARALLEL_ELEMENTS = 1 << 16
 """A loop over fewer elements is finished before the other threads have woken up."""
 
 ACCUMULATORS = 4
-"""Vectors that a sum keeps in flight, to hide the latency of the addition."""
+"""Vectors that a sum keeps in flight, to hide the latency of the addition, by default."""
 
 
 def ceil_div(size: Expr, step: int) -> Expr:
@@ -40,7 +41,7 @@ def over(extent: Expr, lanes: int, body: Callable[[Expr, int], None]) -> None:
 
 
 def sum_over(extent: Expr, lanes: int, term: Callable[[Expr, int], Expr]) -> Expr:
-    """Emit the sum of a term over an extent, in an order that depends on nothing but `lanes`.
+    """Emit the sum of a term over an extent, in an order that no number of threads changes.
 
     Parameters
     ----------
@@ -56,22 +57,25 @@ def sum_over(extent: Expr, lanes: int, term: Callable[[Expr, int], Expr]) -> Exp
     PrimExpr
         The sum, a float32 scalar.
     """
-    block = ACCUMULATORS * lanes
+    slots = choose("sums in flight", (2, 4, 8), ACCUMULATORS)
+    block = slots * lanes
     partial, total = T.alloc_buffer((block,)), T.alloc_buffer((1,))
 
     def add(slot: int, first: Expr) -> None:
         store(partial, load(partial, slot * lanes, lanes=lanes) + term(first, lanes), slot * lanes)
 
-    for slot in range(ACCUMULATORS):
+    for slot in range(slots):
         store(partial, zeros("float32", lanes), slot * lanes)
     blocks, vectors = extent // block, extent // lanes
     with loop(blocks) as b:
-        for slot in range(ACCUMULATORS):
+        for slot in range(slots):
             add(slot, b * block + slot * lanes)
-    with loop(vectors, begin=blocks * ACCUMULATORS) as v:
+    with loop(vectors, begin=blocks * slots) as v:
         add(0, v * lanes)
-    parts = [load(partial, slot * lanes, lanes=lanes) for slot in range(ACCUMULATORS)]
-    vector = bind((parts[0] + parts[1]) + (parts[2] + parts[3]))
+    parts = [load(partial, slot * lanes, lanes=lanes) for slot in range(slots)]
+    while len(parts) > 1:
+        parts = [low + high for low, high in zip(parts[::2], parts[1::2], strict=True)]
+    vector = bind(parts[0])
     T.buffer_store(total, horizontal(vector, lambda a, b: a + b), [0])
     with loop(extent, begin=vectors * lanes) as e:
         T.buffer_store(total, total[0] + term(e, 1), [0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..decisions import choose
 from ..tir import Expr, branch, horizontal, static
 from .isa import Isa
 from .microkernel import Tile, accumulate, row_tiles
@@ -42,7 +43,7 @@ def dot_products(
     store : callable
         Emits what becomes of a sum; may be emitted twice for the same ``(t, j)``.
     """
-    height, width = isa.dot_tile
+    height, width = choose("thin tile", isa.dot_tiles, isa.dot_tile)
 
     def token_tile(token: Expr, high: int) -> None:
         row_tiles(rows, width, lambda j, wide: tile(token, high, j, wide), overlap=True)

@@ -36,6 +36,7 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from ..decisions import choose
 from ..tir import Expr, bind, branch, loop, splat, static, store, zeros
 
 
@@ -101,12 +102,26 @@ def accumulate(
     tile of dot products whose lanes are summed afterwards with :func:`horizontal`. `right`
     returns a vector. Both are float32.
     """
-    with loop(extent, begin=begin) as r:
+
+    def step(r: Expr) -> None:
         rights = [bind(right(r, v)) for v in range(tile.width)]
         for i in range(tile.height):
             value = bind(splat(left(i, r), tile.lanes))
             for v in range(tile.width):
                 tile[i, v] = tile[i, v] + value * rights[v]
+
+    unroll = choose("unroll", (1, 2, 4), 1)
+    done = begin
+    if unroll > 1:
+        turns = (extent - begin) // unroll
+        with loop(turns) as turn:
+            first = bind(begin + turn * unroll)
+            for r in range(unroll):
+                step(first + r)
+        done = begin + turns * unroll
+    if not (isinstance(done, int) and isinstance(extent, int) and done == extent):
+        with loop(extent, begin=done) as r:
+            step(r)
 
 
 def row_tiles(

@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, build, load, shape, splat, static, store
-from .isa import Isa
+from .isa import vector_lanes
 from .loops import over, over_rows, sum_over
 
 
@@ -25,7 +25,7 @@ def rms_norm(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out ``y = x / rms(x) * weight``."""
-    lanes, epsilon = Isa(target).lanes, float(parameters["epsilon"])
+    lanes, epsilon = vector_lanes(target), float(parameters["epsilon"])
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
         rows, columns = shape(x)
@@ -50,7 +50,7 @@ def rms_norm_vjp(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out ``dx = r (w dy - x r^2 mean(w dy x))`` with ``r = 1 / rms(x)``."""
-    lanes, epsilon = Isa(target).lanes, float(parameters["epsilon"])
+    lanes, epsilon = vector_lanes(target), float(parameters["epsilon"])
 
     def body(dy: Buffer, x: Buffer, weight: Buffer, dx: Buffer) -> None:
         rows, columns = shape(x)

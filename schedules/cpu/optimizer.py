@@ -8,19 +8,24 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, build, load, loop, shape, splat, store, zeros
-from .isa import Isa
+from .isa import vector_lanes
 from .loops import ceil_div, flat, over, over_chunks, sum_over
 
 CHUNK = 8192
-"""Elements of one cut of a flat buffer: 32 KiB, a few microseconds of work."""
+"""Elements of one cut of a flat buffer by default: 32 KiB, a few microseconds of work."""
+
+
+def _chunk() -> int:
+    return choose("chunk", (2048, 4096, CHUNK, 16384, 32768), CHUNK)
 
 
 def accumulate(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out ``total += term`` of several tensors, of any rank, in place."""
-    lanes = Isa(target).lanes
+    lanes = vector_lanes(target)
 
     def body(*parameters: Buffer) -> None:
         half = len(parameters) // 2
@@ -35,7 +40,7 @@ def accumulate(
 
             over(count, lanes, add)
 
-        over_chunks(shape(total)[0], CHUNK, chunk)
+        over_chunks(shape(total)[0], _chunk(), chunk)
 
     return build(function, body)
 
@@ -47,11 +52,12 @@ def sum_squares(
 
     The cuts do not depend on the number of threads, so neither does the result.
     """
-    lanes = Isa(target).lanes
+    lanes = vector_lanes(target)
 
     def body(gradient: Buffer, total: Buffer) -> None:
         (extent,) = shape(gradient)
-        chunks = ceil_div(extent, CHUNK)
+        elements = _chunk()
+        chunks = ceil_div(extent, elements)
         partial = T.alloc_buffer((chunks,))
 
         def chunk(c: Expr, first: Expr, count: Expr) -> None:
@@ -60,7 +66,7 @@ def sum_squares(
 
             store(partial, sum_over(count, lanes, square), c)
 
-        over_chunks(extent, CHUNK, chunk)
+        over_chunks(extent, elements, chunk)
         store(total, T.float32(0.0), 0)
         with loop(chunks) as c:
             store(total, total[0] + partial[c], 0)
@@ -72,7 +78,7 @@ def adamw(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
     """Lay out one AdamW step on parameter, moments and gradient, in place."""
-    lanes = Isa(target).lanes
+    lanes = vector_lanes(target)
 
     def body(
         parameter: Buffer, moment1: Buffer, moment2: Buffer, gradient: Buffer, hyper: Buffer
@@ -99,6 +105,6 @@ def adamw(
 
             over(count, lanes, update)
 
-        over_chunks(shape(parameter)[0], CHUNK, chunk)
+        over_chunks(shape(parameter)[0], _chunk(), chunk)
 
     return build(function, body)

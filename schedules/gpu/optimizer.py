@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, shape, static, when
 from .elements import constant, flat, load, over_flat, splat, store, threads
 from .kernel import Gpu, build, ceil_div, launch, registers, scratch, strided
@@ -18,7 +19,7 @@ from .reduction import reduction
 from .vectors import LANES, lane
 
 STEPS = 4
-"""Vectors of a thread's share of a sum of squares."""
+"""Vectors of a thread's share of a sum of squares, by default."""
 
 Add = Callable[[Expr], None]
 """Emits the addition of a term to a thread's sum."""
@@ -63,7 +64,8 @@ def sum_squares(
     What fits one work-group is one launch.
     """
     gpu = Gpu(target)
-    share = gpu.threads * LANES * STEPS
+    steps = choose("steps", (1, 2, STEPS, 8, 16), STEPS)
+    share = gpu.threads * LANES * steps
 
     def body(gradient: Buffer, total: Buffer) -> None:
         (size,) = shape(gradient)
@@ -71,7 +73,13 @@ def sum_squares(
         partial = scratch([groups]) if groups > 1 else total
         with launch([groups], [gpu.threads]) as (group, thread):
             first = bind(group * share + thread * LANES)
-            _group_sum(gpu, thread, partial, group, lambda add: _squares(gpu, gradient, first, add))
+            _group_sum(
+                gpu,
+                thread,
+                partial,
+                group,
+                lambda add: _squares(gpu, gradient, first, steps, add),
+            )
         if groups > 1:
             with launch([1], [gpu.threads]) as (_, thread):
                 _group_sum(gpu, thread, total, 0, lambda add: _terms(gpu, partial, thread, add))
@@ -90,8 +98,8 @@ def _group_sum(
     when(thread == 0, lambda: store(out, sums.get(), place))
 
 
-def _squares(gpu: Gpu, gradient: Buffer, first: Expr, add: Add) -> None:
-    """Emit a thread's share of the squares: `STEPS` vectors, neighbours side by side."""
+def _squares(gpu: Gpu, gradient: Buffer, first: Expr, steps: int, add: Add) -> None:
+    """Emit a thread's share of the squares: `steps` vectors, neighbours side by side."""
     (size,) = shape(gradient)
 
     def vector(at: Expr) -> None:
@@ -103,7 +111,7 @@ def _squares(gpu: Gpu, gradient: Buffer, first: Expr, add: Add) -> None:
         for element in range(size - size % LANES, size):
             add(gradient[element] * gradient[element])
 
-    for step in range(STEPS):
+    for step in range(steps):
         at = bind(first + step * gpu.threads * LANES)
         when(at + LANES <= size, partial(vector, at))
     if size % LANES:

@@ -14,6 +14,7 @@ from typing import Protocol
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..decisions import choose
 from ..linear import Linear
 from ..ternary import TILE, Segment, by_segment
 from ..tir import Expr, bind, when
@@ -24,7 +25,7 @@ from .ternary_product import codes
 from .vectors import LANES, four, fours, held, lane, only, power_of_two
 
 AHEAD = 8
-"""Loads of a thread under way at once, at most."""
+"""Loads of a thread under way at once, at most, by default."""
 TILES = 8
 """Tiles of a work-group, at most."""
 
@@ -41,11 +42,14 @@ class Layout:
         Threads of a work-group, at least 16 for each tile.
     steps : int
         Columns / 16.
+    most : int
+        Loads of a thread under way at once, at most.
     """
 
     tiles: int
     threads: int
     steps: int
+    most: int = AHEAD
 
     @property
     def rows(self) -> int:
@@ -65,7 +69,7 @@ class Layout:
     @property
     def turns(self) -> int:
         """Times that a thread's loads are waited for."""
-        return ceil_div(ceil_div(self.steps, self.parts), AHEAD)
+        return ceil_div(ceil_div(self.steps, self.parts), self.most)
 
     @property
     def ahead(self) -> int:
@@ -74,16 +78,23 @@ class Layout:
 
 
 def layout(gpu: Gpu, parts: list[Segment], steps: int, groups: int) -> Layout:
-    """Return the layout with the most tiles a work-group that leaves `groups` work-groups."""
-    tiles, total = 1, parts[-1].end // TILE
-    while (
-        tiles < TILES
-        and total // (2 * tiles) >= groups
-        and all((part.end - part.begin) % (2 * tiles * TILE) == 0 for part in parts)
-    ):
-        tiles *= 2
+    """Return the layout: by default with the most tiles a work-group that leaves `groups` of these.
+
+    How many threads share the columns, and how many loads each has under way, are decisions, too.
+    """
+    total = parts[-1].end // TILE
+    valid = [
+        tiles
+        for tiles in (1, 2, 4, TILES)
+        if all((part.end - part.begin) % (tiles * TILE) == 0 for part in parts)
+    ]
+    tiles = choose("tiles", valid, max(t for t in valid if t == 1 or total // t >= groups))
     across = tiles * TILE // LANES
-    return Layout(tiles, min(gpu.threads, max(across * power_of_two(steps), 4 * across, 32)), steps)
+    least = max(4 * across, 32)
+    usual = min(gpu.threads, max(across * power_of_two(steps), least))
+    counts = [count for count in (32, 64, 128, 256, 512) if least <= count <= gpu.threads]
+    threads = choose("threads", counts, usual) if usual in counts else usual
+    return Layout(tiles, threads, steps, choose("ahead", (4, AHEAD, 16), AHEAD))
 
 
 class Source(Protocol):

@@ -22,7 +22,7 @@ COMMANDS = sorted(main.commands)
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
         "adapter", "compile", "device", "devices", "doctor", "estimate", "export", "inspect",
-        "merge", "models", "quickstart", "run", "targets",
+        "merge", "models", "quickstart", "records", "run", "targets", "tune",
     ]  # fmt: skip
 
 

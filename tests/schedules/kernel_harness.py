@@ -59,7 +59,9 @@ def through(kind: str, layout: Target) -> Target:
     # compiler of OpenCL C makes a dot product of other instructions.
     always = {"shared_memory"} | ({"int8_dot"} if kind == "opencl" else set())
     features = layout.features & (target.features | always)
-    return replace(layout, options=target.options | own, device=kind, features=features)
+    options = target.options | own
+    units = target.matrices
+    return replace(layout, options=options, device=kind, features=features, matrices=units)
 
 
 def _every(target: Callable[[str], Target], *names: str) -> list[Any]:

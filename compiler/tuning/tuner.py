@@ -1,0 +1,304 @@
+"""The tuning of a model: trials go where the step is expected to gain most."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+
+from ...schedules.decisions import Asked
+from ...targets import Target
+from .applied import Tuning
+from .cost_model import CostModel, Trial, features_of
+from .kernels import WORKS, Kernel
+from .measure import Failed, Measured, Measurer
+from .records import Device, Record, record_of, user_file
+from .search import Search, Values
+from .signature import distance
+from .store import append, data_folder, file_name, read
+
+BATCH = 4
+"""Candidates of a kernel that are measured before another one's turn may come."""
+QUICK_SECONDS, SURE_SECONDS, SURE_REPEATS = 0.15, 0.6, 3
+"""Time to measure a candidate in; the same for one that is to become a record, and how often."""
+WORTH = 0.99
+"""A candidate is worth a second look below this part of the best time."""
+SEEDS = 3
+"""Decisions of other shapes that a search begins with."""
+
+
+@dataclass
+class Task:
+    """A kernel being tuned.
+
+    Attributes
+    ----------
+    kernel : Kernel
+        The kernel.
+    default : tirx.PrimFunc
+        It by its default schedule.
+    search : Search
+        The search through its decisions.
+    seconds : float
+        Time of a call by the default.
+    share : float
+        Part of the steps' time, the mean over the kinds of work.
+    record : Record or None
+        The best that is known.
+    skipped : bool
+        Whether an earlier run has searched it.
+    """
+
+    kernel: Kernel
+    default: tirx.PrimFunc
+    search: Search
+    seconds: float = 0.0
+    share: float = 0.0
+    record: Record | None = None
+    skipped: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """Time of its record by the default's."""
+        return 1.0 if self.record is None else min(self.record.ratio, 1.0)
+
+
+@dataclass
+class Progress:
+    """Where a tuning stands.
+
+    Attributes
+    ----------
+    task : Task
+        The kernel that a candidate of was just measured.
+    improved : bool
+        Whether that gave a record.
+    trials : int
+        Candidates measured in this run.
+    seconds : float
+        Time since it began.
+    failures : dict of str to int
+        Candidates that failed, by how.
+    """
+
+    task: Task | None = None
+    improved: bool = False
+    trials: int = 0
+    seconds: float = 0.0
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+class Tuner:
+    """Tunes kernels on a device; every record is kept the moment it is found.
+
+    Parameters
+    ----------
+    kernels : sequence of Kernel
+        All kernels of a model.
+    target : Target
+        What they are for.
+    device : Device
+        What they are measured on.
+    measurer : Measurer
+        Measures them.
+    resume : bool
+        Whether to go on where earlier runs stopped, also with kernels that have a record.
+    seed : int
+        Of everything random.
+    """
+
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        target: Target,
+        device: Device,
+        measurer: Measurer,
+        resume: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.target, self.device, self.measurer = target, device, measurer
+        self.tuning = Tuning.of(target, device)
+        self.progress = Progress()
+        self._log = data_folder() / "trials" / file_name(target.name)
+        self._history = _trials(kernel.signature.kernel for kernel in kernels)
+        self._models = {name: CostModel(name) for name in self._history}
+        for name, model in self._models.items():
+            model.load()
+            model.fit(self._history[name])
+        own = {r.key: r for r in self.tuning.records if r.device == device}
+        self.tasks = [self._task(kernel, own, resume, seed) for kernel in kernels]
+        self._current: Task | None = None
+
+    def _task(self, kernel: Kernel, own: dict[str, Record], resume: bool, seed: int) -> Task:
+        function, asked = kernel.lay_out()
+        signature = kernel.signature
+        search = Search(
+            asked=asked,
+            features=lambda values: features_of(values, signature.sizes, self.target),
+            model=self._models[signature.kernel],
+            rng=random.Random(f"{seed} {signature.key}"),
+            seeds=self._seeds(kernel),
+        )
+        record = own.get(signature.key)
+        if resume:
+            for values, ratio in _tried(self._log, signature.key, self.device, asked):
+                search.tried.setdefault(values, ratio)
+        return Task(kernel, function, search, record=record, skipped=bool(record and not resume))
+
+    def _seeds(self, kernel: Kernel) -> list[Values]:
+        """Return what was best for kernels of the same form, the nearest shapes first."""
+        apart = [(distance(r.kernel, kernel.signature), r) for r in self.tuning.records]
+        near = [(d, i, r) for i, (d, r) in enumerate(apart) if d is not None and r.decisions]
+        return [dict(record.decisions) for _, _, record in sorted(near)[:SEEDS]]
+
+    def weigh(self, report: Callable[[str, float], None]) -> None:
+        """Measure every kernel's default and its share of the steps' time."""
+        for index, task in enumerate(self.tasks):
+            report(task.kernel.signature.title, index / len(self.tasks))
+            if task.record is not None and task.skipped:
+                task.seconds = task.record.default_seconds
+            else:
+                task.seconds = self._take(task)
+        for work in WORKS:
+            total = sum(t.seconds * t.kernel.calls[work] for t in self.tasks)
+            for task in self.tasks:
+                if total:
+                    task.share += task.seconds * task.kernel.calls[work] / total / len(WORKS)
+
+    def _take(self, task: Task) -> float:
+        self._current = task
+        return self.measurer.take(task.kernel, task.default)
+
+    def run(self, trials: int, seconds: float, report: Callable[[Progress], None]) -> None:
+        """Search until the trials or the seconds are used up, or nothing is left to try.
+
+        `report` is called after every candidate; what it raises ends the search.
+        """
+        try:
+            self._search(trials, seconds, report)
+        finally:
+            for model in self._models.values():
+                model.save()
+        self._note_defaults()
+
+    def _search(self, trials: int, seconds: float, report: Callable[[Progress], None]) -> None:
+        start = time.monotonic()
+        progress = self.progress
+        while progress.trials < trials and time.monotonic() - start < seconds:
+            open_tasks = [t for t in self.tasks if not t.skipped and t.search.expected_gain > 0]
+            if not open_tasks:
+                break
+            task = max(open_tasks, key=lambda t: t.share * t.search.expected_gain)
+            if self._current is not task:
+                self._take(task)
+            results = []
+            for values in task.search.propose(min(BATCH, trials - progress.trials)):
+                measured = self._candidate(task, values)
+                if measured is None:
+                    continue
+                results.append(measured)
+                progress.trials, progress.task = progress.trials + 1, task
+                progress.seconds = time.monotonic() - start
+                report(progress)
+            task.search.tell(results)
+            name = task.kernel.signature.kernel
+            self._models[name].fit(self._history[name])
+
+    def _candidate(self, task: Task, wanted: Values) -> tuple[Values, float] | None:
+        """Measure a candidate; None where it turns out to be one that was tried before."""
+        kernel, search, progress = task.kernel, task.search, self.progress
+        progress.improved = False
+        found: Measured | Failed
+        try:
+            function, asked = kernel.lay_out(wanted)
+        except Exception as error:
+            # Rules are ours; a combination that one does not bear is only a bad candidate.
+            values, found = wanted, Failed("build", str(error)[:200])
+        else:
+            values = dict(asked.values)
+            search.learn(asked)
+            if not search.is_new(values):
+                return None
+            found = self.measurer.compare(function, QUICK_SECONDS)
+            best = min(search.best[1], task.ratio)
+            if isinstance(found, Measured) and found.ratio < WORTH * best:
+                found = self.measurer.compare(function, SURE_SECONDS, SURE_REPEATS)
+                if isinstance(found, Measured) and found.high < 1 and found.ratio < task.ratio:
+                    self._keep(task, values, found)
+        if isinstance(found, Failed):
+            progress.failures[found.kind] = progress.failures.get(found.kind, 0) + 1
+        ratio = found.ratio if isinstance(found, Measured) else float("inf")
+        self._note(task, values, ratio)
+        return values, ratio
+
+    def _keep(self, task: Task, values: Values, found: Measured) -> None:
+        """Make a candidate the kernel's record, on disk at once."""
+        times = found.ratio * found.default_seconds, found.default_seconds
+        task.record = record_of(
+            self.target, self.device, task.kernel.signature, values, times, task.search.trials + 1
+        )
+        append(user_file(self.target.name), task.record.to_json())
+        self.progress.improved = True
+
+    def _note(self, task: Task, values: Values, ratio: float) -> None:
+        """Remember a candidate, in this run and for later ones."""
+        signature = task.kernel.signature
+        features = features_of(values, signature.sizes, self.target)
+        self._history[signature.kernel].append(Trial(signature.key, features, ratio))
+        line = {
+            "kernel": signature.kernel,
+            "key": signature.key,
+            "device": self.device.title,
+            "decisions": values,
+            "features": features,
+            "ratio": ratio if ratio < float("inf") else None,
+        }
+        append(self._log, line)
+
+    def _note_defaults(self) -> None:
+        """Keep that nothing beats the default of a kernel that was searched."""
+        for task in self.tasks:
+            if task.record is None and task.search.trials:
+                task.record = record_of(
+                    self.target,
+                    self.device,
+                    task.kernel.signature,
+                    {},
+                    (task.seconds, task.seconds),
+                    task.search.trials,
+                )
+                append(user_file(self.target.name), task.record.to_json())
+
+
+def _trials(kernels: Iterable[str]) -> dict[str, list[Trial]]:
+    """Return what was ever tried of some computations, on all targets."""
+    found: dict[str, list[Trial]] = {name: [] for name in kernels}
+    for path in sorted((data_folder() / "trials").glob("*.jsonl")):
+        for _, line in read(path)[0]:
+            name = line.get("kernel")
+            if name in found and isinstance(line.get("features"), dict):
+                found[name].append(Trial(str(line.get("key")), line["features"], _ratio(line)))
+    return found
+
+
+def _tried(path: Any, key: str, device: Device, asked: Asked) -> list[tuple[Any, float]]:
+    """Return the candidates of a kernel that were tried on a device, as a search has them."""
+    found = []
+    for _, line in read(path)[0]:
+        if line.get("key") == key and line.get("device") == device.title:
+            values = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in line.get("decisions", {}).items()
+            }
+            if values.keys() == asked.values.keys():
+                found.append((tuple(sorted(values.items())), _ratio(line)))
+    return found
+
+
+def _ratio(line: dict[str, Any]) -> float:
+    ratio = line.get("ratio")
+    return float("inf") if ratio is None else float(ratio)

@@ -1,0 +1,125 @@
+"""Rules ask for numbers, and compute the same whatever they are told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import lru_cache
+
+import pytest
+import tvm
+from bitfabric.compiler import CompileOptions, LoraOptions
+from bitfabric.compiler.tuning.arguments import arguments_of
+from bitfabric.compiler.tuning.kernels import Kernel, kernels_of
+from bitfabric.compiler.tuning.worker import Bench
+from bitfabric.runtime.backends import load_backend
+from bitfabric.schedules.decisions import choose, deciding
+from bitfabric.targets import Target, host_cpu
+
+from ..parity.conftest import BASE
+from .kernel_harness import every_gpu, every_target
+
+OPTIONS = CompileOptions(context=40, lora=LoraOptions(rank=5))
+ASKING = {
+    "accumulate", "adamw", "append_kv", "attention", "attention_vjp", "bitlinear", "bitlinear_vjp",
+    "cached_attention", "decode_attention", "embed", "fused_bitlinear", "gated_activation",
+    "gated_activation_vjp", "head_loss", "head_loss_forward", "logits", "rms_norm", "rms_norm_vjp",
+    "sum_squares",
+}  # fmt: skip
+
+
+def test_without_a_record_the_default_is_taken() -> None:
+    assert choose("tile", (1, 2, 4), 2) == 2
+    with deciding({}):
+        assert choose("tile", (1, 2, 4), 2) == 2
+
+
+def test_a_recorded_value_is_taken_where_it_is_valid() -> None:
+    with deciding({"tile": (8, 3), "unroll": 3}) as asked:
+        assert choose("tile", ((6, 4), (8, 3)), (6, 4)) == (8, 3)
+        assert choose("unroll", (1, 2), 1) == 1
+    assert asked.values == {"tile": (8, 3), "unroll": 1}
+    assert list(asked.choices) == ["tile", "unroll"]
+    assert asked.choices["unroll"].options == (1, 2)
+    assert choose("unroll", (1, 2, 3), 1) == 1
+
+
+def test_a_decision_is_made_once() -> None:
+    answers = iter((2, 4))
+    with deciding(lambda choice: next(answers)):
+        assert [choose("tile", (1, 2, 4), 1) for _ in range(3)] == [2, 2, 2]
+
+
+def test_two_questions_of_one_name_are_a_mistake() -> None:
+    with deciding({}):
+        choose("tile", (1, 2), 1)
+        with pytest.raises(ValueError, match="two different decisions"):
+            choose("tile", (1, 4), 1)
+    with pytest.raises(ValueError, match="none of its options"):
+        choose("tile", (1, 2), 3)
+
+
+def test_an_inner_scope_does_not_leak() -> None:
+    with deciding({"tile": 4}) as outer:
+        with deciding({"tile": 2}) as inner:
+            choose("tile", (1, 2, 4), 1)
+        assert choose("tile", (1, 2, 4), 1) == 4
+    assert (outer.values, inner.values) == ({"tile": 4}, {"tile": 2})
+
+
+@lru_cache
+def kernels(target: Target) -> list[Kernel]:
+    """Every kernel with decisions of a tiny model, odd in every size that may be."""
+    return kernels_of(BASE, target, OPTIONS)
+
+
+def compare(kernel: Kernel, vectors: int, opened: Callable = lambda kind: tvm.cpu()) -> list[dict]:
+    """Run a kernel by random decisions beside its default; gives what was wrong."""
+    bench = Bench(kernel.target, opened)
+    function, _ = kernel.lay_out()
+    arguments = arguments_of(kernel.signature.kernel, kernel.arguments)
+    bench.take(tvm.ir.save_json(function), arguments)
+    rng = random.Random(kernel.signature.key)
+    wrong = []
+    for _ in range(vectors):
+        function, asked = kernel.lay_out(lambda choice: rng.choice(choice.options))
+        found = bench.compare(tvm.ir.save_json(function), 0.0)
+        if "failed" in found:
+            wrong.append({**found, "decisions": asked.values})
+    return wrong
+
+
+def one_of_each(target: Target) -> dict[str, Kernel]:
+    return {kernel.signature.kernel: kernel for kernel in reversed(kernels(target))}
+
+
+def test_every_rule_of_note_asks() -> None:
+    assert {kernel.signature.kernel for kernel in kernels(host_cpu())} == ASKING - {
+        # Only a validation without training calls it.
+        "head_loss_forward",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(ASKING - {"head_loss_forward"}))
+def test_decisions_change_no_result(name: str) -> None:
+    assert compare(one_of_each(host_cpu())[name], 1) == []
+
+
+@pytest.mark.slow
+@every_target
+def test_no_decision_changes_a_result_on_any_target(target: Target) -> None:
+    for kernel in kernels(target):
+        assert compare(kernel, 6) == [], kernel.signature.title
+
+
+def opened(kind: str) -> tvm.runtime.Device:
+    load_backend(kind)
+    return tvm.runtime.device(kind, 0)
+
+
+@every_gpu
+def test_decisions_change_no_result_on_a_device(target: Target) -> None:
+    asking = one_of_each(target)
+    assert {"fused_bitlinear", "sum_squares"} <= set(asking)
+    for name in ("fused_bitlinear", "sum_squares"):
+        assert compare(asking[name], 1, opened) == [], name
