@@ -26,6 +26,31 @@ class _DropGradientMark(PyExprMutator):
         return call
 
 
+@mutator
+class _DropOnes(PyExprMutator):
+    """Rewrites a product with ones to its other factor.
+
+    The objective's own adjoint is a one for every element of the output: a constant as large as
+    that, which folding would put into the module and into the device's memory.
+    """
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        if getattr(call.op, "name", "") == "relax.multiply":
+            for factor, other in (call.args, reversed(call.args)):
+                if self._is_ones(factor) and factor.ty == other.ty:
+                    return other
+        return call
+
+    def _is_ones(self, value: relax.Expr) -> bool:
+        if isinstance(value, relax.Var):
+            value = self.lookup_binding(value)
+        name = getattr(getattr(value, "op", None), "name", "")
+        if name == "relax.broadcast_to":
+            return self._is_ones(value.args[0])
+        return name == "relax.ones"
+
+
 def _objective(forward: relax.Function) -> relax.Function:
     """Return ``(*params, dy) -> sum(forward(*params) * dy)``."""
     forward = relax.utils.copy_with_new_vars(forward)
@@ -72,7 +97,18 @@ def differentiate(module: tvm.IRModule, inputs: int) -> tvm.IRModule:
     # Through a builder, so that the global variable carries the function's type for callers.
     builder = relax.BlockBuilder(module)
     builder.add_func(vjp.with_attr("global_symbol", ADJOINT), ADJOINT)
-    return builder.get()
+    return _rewritten(builder.get(), _DropOnes, (ADJOINT,))
+
+
+def _rewritten(
+    module: tvm.IRModule, kind: type[PyExprMutator], names: tuple[str, ...] = ()
+) -> tvm.IRModule:
+    """Return the module with its Relax functions, or those of some names, through a mutator."""
+    rewriter = kind(module)
+    for name, function in module.functions.items():
+        if isinstance(function, relax.Function) and name.name_hint in (names or (name.name_hint,)):
+            rewriter.builder_.update_func(name, rewriter.visit_expr(function))
+    return rewriter.builder_.get()
 
 
 def _second_field(adjoint: relax.Function, result: relax.Expr) -> relax.Expr:
@@ -88,8 +124,4 @@ def _second_field(adjoint: relax.Function, result: relax.Expr) -> relax.Expr:
 
 def drop_gradient_marks(module: tvm.IRModule) -> tvm.IRModule:
     """Return the module with plain calls: the last step, once every adjoint is taken."""
-    marks = _DropGradientMark(module)
-    for name, function in module.functions.items():
-        if isinstance(function, relax.Function):
-            marks.builder_.update_func(name, marks.visit_expr(function))
-    return marks.builder_.get()
+    return _rewritten(module, _DropGradientMark)
