@@ -14,10 +14,12 @@ from .helpers import fabric, fabric_json
 
 def test_compile(compiled: dict[str, Any], bundle: Path) -> None:
     assert set(compiled) == {
-        "bundle", "module", "model", "target", "parameters", "seconds", "size_mib", "notes",
+        "bundle", "kernels", "module", "model", "target", "parameters", "seconds", "size_mib",
+        "notes",
     }  # fmt: skip
     assert Path(compiled["module"]) == bundle / "module.so"
     assert Path(compiled["module"]).is_file()
+    assert set(compiled["kernels"]) == {"tuned", "near", "default"}
     assert compiled["model"] == "nano"
     assert compiled["parameters"] > 1e6
     assert compiled["size_mib"] > 0
