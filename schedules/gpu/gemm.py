@@ -110,8 +110,14 @@ class Product:
     ) -> None:
         self.gpu, self.left, self.right = gpu, left, right
         self.rows, self.columns, self.depth = rows, columns, depth
-        planned = plan_tile(rows, columns, depth) if gpu.shared else plan_direct(left, right)
-        self.tile = tile or planned
+        if tile is None:
+            widest = max((o.width for o in (left, right) if o.along_depth), default=1)
+            shared = plan_tile(rows, columns, depth, widest) if gpu.shared else None
+            tile = shared or plan_direct(left, right)
+        for operand in (left, right):
+            if operand.along_depth and tile.step % operand.width:
+                raise ValueError(f"a step of {tile.step} is no whole accesses of {operand.width}")
+        self.tile = tile
         self.tiles = (ceil_div(rows, self.tile.rows), ceil_div(columns, self.tile.columns))
         self.steps = ceil_div(depth, self.tile.step)
         wanted = splits or plan_splits(self.tiles, self.steps, beside)

@@ -85,8 +85,10 @@ class Tile:
         return 2 * self.step * sum(self.pitch(o, n) for o, n in sides if o.element == element)
 
 
-def plan_tile(rows: Expr, columns: int, depth: Expr) -> Tile:
+def plan_tile(rows: Expr, columns: int, depth: Expr, widest: int = 1) -> Tile:
     """Choose the tile of a product: the largest that the result fills and that is there often.
+
+    `widest` are the elements of the widest access along the depth, of which a step has whole ones.
 
     A thread with 64 sums reads one vector of shared memory for 16 products, about what such memory
     can give while the processor multiplies; a thread with 128 sums leaves it a quarter of its time.
@@ -97,7 +99,8 @@ def plan_tile(rows: Expr, columns: int, depth: Expr) -> Tile:
     if columns <= 32:
         return Tile(32, 32, 4, 4) if few else Tile(64, 32, 8, 4)
     # Half a step: a thread that stages more of it through Vulkan takes twice the time.
-    large, high, deep = Tile(128, 64, 16, 8, step=STEP // 2), static(rows), static(depth)
+    large = Tile(128, 64, 16, 8, step=max(STEP // 2, widest))
+    high, deep = static(rows), static(depth)
     if high is not None and deep is not None and -high % large.rows < large.rows // 4:
         tiles = ceil_div(high, large.rows) * ceil_div(columns, large.columns)
         if tiles * ceil_div(deep, STEP) >= 2 * GROUPS * LEAST_STEPS:

@@ -34,6 +34,12 @@ def _compare(target: Target, dtype: str, size: tuple[int, int, int, float]) -> N
 
 
 @every_gpu
+def test_many_tokens(target: Target) -> None:
+    """Enough for the largest tiles in both products."""
+    _compare(target, "int8", (4096, 64, 3000, 0.9))
+
+
+@every_gpu
 @pytest.mark.parametrize("size", SIZES)
 def test_loss_and_gradient(target: Target, size: tuple[int, int, int, float]) -> None:
     _compare(target, "int8", size)
