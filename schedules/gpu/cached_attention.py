@@ -1,17 +1,16 @@
 """Attention of new tokens over the cache of keys and values.
 
-A token is the work of a work-group for each head, see :class:`Token`. Where the number of tokens is
-not known, there are two launches. In the first, a work-group has a block of tokens and streams the
-keys and values past all of them, if they are of one sequence, as in a prompt. In the second, each
-token of the other blocks is by itself. A work-group without work takes one turn of its loops and
-stores nothing: barriers must not be under a branch, nor in a loop without turns (PoCL 3.1).
+There are two launches. In the first, a work-group has a block of tokens and streams the keys and
+values past all of them, if they are of one sequence, as in a prompt. In the second, each token of
+the other blocks is by itself, see :class:`Token`. A work-group without work takes one turn of its
+loops and stores nothing: barriers must not be under a branch, nor in a loop without turns (PoCL
+3.1). A single token that is written has a kernel of its own, `decode_attention.py`.
 
 The capacity of the cache must be a multiple of 4, so that a vector of keys ends inside it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -23,7 +22,7 @@ from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows
 from .attention_softmax import LARGE_BLOCKS, SMALL_BLOCKS, Attention, block_shape
 from .attention_vectors import extract, view
 from .cached_token import Cache, Token
-from .kernel import Gpu, barrier, build, ceil_div, launch, loop, registers
+from .kernel import barrier, build, ceil_div, launch, loop, registers
 from .vectors import LANES, held
 
 FEW = 4
@@ -36,25 +35,16 @@ several sequences; more are a prompt, of which few tokens need one."""
 def cached_attention(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
-    """Lay out attention over the cache, for one token or any number."""
+    """Lay out attention over the cache, for any number of tokens."""
     heads = Heads.of(parameters, target)
 
     def body(*arguments: Buffer) -> None:
-        if arguments[0].shape[0] == 1:
-            _one(replace(heads, threads=Gpu(target).threads), arguments)
-        elif heads.shared_bytes:
+        if heads.shared_bytes:
             _blocks(heads, arguments)
         else:
             _each(heads, arguments)
 
     return build(function, body)
-
-
-def _one(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
-    """Launch the attention of a single token."""
-    cache = Cache(heads, arguments)
-    with launch([heads.heads], [heads.threads]) as (h, thread):
-        Token(heads, cache, thread).attend(0, h)
 
 
 def _each(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
