@@ -15,8 +15,8 @@ from .vectors import LANES, lane
 from .work import Place, Work
 
 
-class Tokens:
-    """An order of the tokens with those that have a label first, and their inputs in that order.
+class Order:
+    """An order of the tokens with those that have a label first.
 
     Parameters
     ----------
@@ -45,30 +45,10 @@ class Tokens:
         self.padded = ceil_div(self.extent, LANES) * LANES
         self.count = scratch([1], "int32")
         self.order, self.label = (scratch([self.padded], "int32") for _ in range(2))
-        self.turned = scratch([self.columns, self.padded])
-
-    def operand(self) -> Operand:
-        """Return the inputs as a factor of a product, tokens by columns of `h`."""
-        return Operand(lambda t, k: load(self.turned, k, t, lanes=LANES), along_depth=False)
-
-    def only_active(self, work: Work, first_token: Callable[[Expr], Expr]) -> Work:
-        """Return a work that is spared the groups whose first token carries no loss."""
-        return _Active(work, lambda group: first_token(group) < self.count[0])
 
     def emit(self) -> None:
-        """Emit the launches; outside of any."""
+        """Emit the launch; outside of any."""
         elements(self.padded, min(self.gpu.threads, 64), self._place)
-        lanes = LANES if self.columns % LANES == 0 else 1
-
-        def turn(index: Expr) -> None:
-            # Neighbouring threads write neighbouring tokens.
-            token, column = bind(index % self.padded), bind(index // self.padded * lanes)
-            value = bind(load(self.h, self.order[token], column, lanes=lanes))
-            for i in range(lanes):
-                part = value if lanes == 1 else lane(value, i)
-                T.buffer_store(self.turned, part, [column + i, token])
-
-        elements(self.padded * (self.columns // lanes), self.gpu.threads, turn)
 
     def _place(self, token: Expr) -> None:
         """Emit the place of a token: its rank among its like, behind all labels if it has none."""
@@ -89,6 +69,37 @@ class Tokens:
         T.buffer_store(self.label, T.Select(first, label, tirx.const(-1, "int32")), [place])
         with T.If(token == 0), T.Then():
             T.buffer_store(self.count, total, [0])
+
+
+class Tokens(Order):
+    """The tokens with those that have a label first, and their inputs in that order, turned."""
+
+    def __init__(self, gpu: Gpu, h: Buffer, labels: Buffer) -> None:
+        super().__init__(gpu, h, labels)
+        self.turned = scratch([self.columns, self.padded])
+
+    def operand(self) -> Operand:
+        """Return the inputs as a factor of a product, tokens by columns of `h`."""
+        return Operand(lambda t, k: load(self.turned, k, t, lanes=LANES), along_depth=False)
+
+    def only_active(self, work: Work, first_token: Callable[[Expr], Expr]) -> Work:
+        """Return a work that is spared the groups whose first token carries no loss."""
+        return _Active(work, lambda group: first_token(group) < self.count[0])
+
+    def emit(self) -> None:
+        """Emit the launches; outside of any."""
+        super().emit()
+        lanes = LANES if self.columns % LANES == 0 else 1
+
+        def turn(index: Expr) -> None:
+            # Neighbouring threads write neighbouring tokens.
+            token, column = bind(index % self.padded), bind(index // self.padded * lanes)
+            value = bind(load(self.h, self.order[token], column, lanes=lanes))
+            for i in range(lanes):
+                part = value if lanes == 1 else lane(value, i)
+                T.buffer_store(self.turned, part, [column + i, token])
+
+        elements(self.padded * (self.columns // lanes), self.gpu.threads, turn)
 
 
 class _Active(Work):
