@@ -28,7 +28,7 @@ them."""
 LIMITS = Limits(
     max_buffer=WINDOW, max_threads=1024, shared_bytes=48 * KIB, subgroup=32, alignment=ALIGNMENT
 )
-FEATURES = frozenset({"fp16", "shared_memory", "int8_dot", "subgroup"})
+FEATURES = frozenset({"fp16", "shared_memory", "int8_dot", "subgroup", "fragments"})
 
 
 def _cuda(name: str, description: str, *architectures: str) -> Target:

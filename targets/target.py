@@ -78,7 +78,8 @@ class Target:
         What the rules may use. Of processors ``"avx512_vnni"``, ``"avx2"``, ``"fma"``,
         ``"neon_dot"``; of graphics processors ``"fp16"``, ``"shared_memory"`` (it is faster than
         global memory), ``"int8_dot"`` (four 8-bit products are one instruction) and ``"subgroup"``
-        (threads that run together combine their values: ``fabric_subgroup_add`` and the like).
+        (threads that run together combine their values: ``fabric_subgroup_add`` and the like),
+        ``"fragments"`` (it is known which thread has what of a matrix unit's factors and sums).
         Vulkan's have more, see `vulkan.py`.
     limits : Limits, optional
         Of a graphics processor.

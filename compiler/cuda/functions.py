@@ -27,6 +27,65 @@ _BUTTERFLY = """\
   return x;
 }}
 """
+_QUAD = """\
+{inline} {type} fabric_quad_{name}({type} x) {{
+#pragma unroll
+  for (int distance = 1; distance < 4; distance *= 2) {{
+    {type} y = __shfl_xor_sync(0xffffffffu, x, distance);
+    x = {operation};
+  }}
+  return x;
+}}
+"""
+# PTX ISA, "Matrix multiply-accumulate operation using mma instruction": which thread has what.
+_MULTIPLY = """\
+{inline} float4 fabric_fragment_multiply(float4 sums, int4 a, int b, int c) {{
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
+      : "+f"(sums.x), "+f"(sums.y), "+f"(sums.z), "+f"(sums.w)
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b), "r"(c));
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{{%0, %1, %2, %3}}, {{%4, %5}}, {{%6}}, {{%0, %1, %2, %3}};"
+      : "+f"(sums.x), "+f"(sums.y), "+f"(sums.z), "+f"(sums.w) : "r"(a.x), "r"(a.y), "r"(b));
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{{%0, %1, %2, %3}}, {{%4, %5}}, {{%6}}, {{%0, %1, %2, %3}};"
+      : "+f"(sums.x), "+f"(sums.y), "+f"(sums.z), "+f"(sums.w) : "r"(a.z), "r"(a.w), "r"(c));
+#endif
+  return sums;
+}}
+"""
+_FRAGMENT = """\
+template <typename V>
+{inline} int4 fabric_fragment_{name}(const V* place) {{
+  int4 found;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4{form}.shared.b16 {{%0, %1, %2, %3}}, [%4];"
+      : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w)
+      : "r"((unsigned)__cvta_generic_to_shared(place)) : "memory");
+  return found;
+}}
+"""
+_TO_HALVES = """\
+{inline} int {name}(float x, float y) {{
+  int pair;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
+#else
+  asm("{{.reg .b16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {{a, b}};}}"
+      : "=r"(pair) : "f"(x), "f"(y));
+#endif
+  return pair;
+}}
+"""
+_REST = """\
+{inline} int fabric_half_pair_rest(float x, float y, int pair) {{
+  float a, b;
+  asm("{{.reg .b16 a, b; mov.b32 {{a, b}}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}}"
+      : "=f"(a), "=f"(b) : "r"(pair));
+  return fabric_rest_pair(x - a, y - b);
+}}
+"""
 _LINEAR = "(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z))"
 
 
@@ -47,6 +106,10 @@ FUNCTIONS = {
         "fabric_float4",
         _function("float4", "fabric_float4(float a, float b, float c, float d)",
                   "make_float4(a, b, c, d)"),
+    ),
+    "(float2)": (
+        "fabric_float2",
+        _function("float2", "fabric_float2(float a, float b)", "make_float2(a, b)"),
     ),
     "(int4)": (
         "fabric_int4",
@@ -100,6 +163,30 @@ FUNCTIONS = {
         "fabric_subgroup_count",
         _function("int", "fabric_subgroup_count()",
                   "(blockDim.x * blockDim.y * blockDim.z + 31) >> 5"),
+    ),
+    "fabric_quad_add": (
+        "fabric_quad_add",
+        _QUAD.format(inline=INLINE, type="float", name="add", operation="x + y"),
+    ),
+    "fabric_quad_max": (
+        "fabric_quad_max",
+        _QUAD.format(inline=INLINE, type="float", name="max", operation="fmaxf(x, y)"),
+    ),
+    "fabric_fragment_multiply": (
+        "fabric_fragment_multiply", _MULTIPLY.format(inline=INLINE)
+    ),
+    "fabric_fragment_rows": (
+        "fabric_fragment_rows", _FRAGMENT.format(inline=INLINE, name="rows", form="")
+    ),
+    "fabric_fragment_columns": (
+        "fabric_fragment_columns", _FRAGMENT.format(inline=INLINE, name="columns", form=".trans")
+    ),
+    "fabric_half_pair": (
+        "fabric_half_pair", _TO_HALVES.format(inline=INLINE, name="fabric_half_pair")
+    ),
+    "fabric_half_pair_rest": (
+        "fabric_half_pair_rest",
+        _TO_HALVES.format(inline=INLINE, name="fabric_rest_pair") + _REST.format(inline=INLINE),
     ),
 }  # fmt: skip
 """By the name in TIR: the name in CUDA C++, and the function's text."""

@@ -4,6 +4,7 @@ from ..rule import Rule
 from . import (
     append_kv,
     attention,
+    attention_fragments,
     attention_vjp,
     bitlinear,
     bitlinear_vjp,
@@ -34,6 +35,7 @@ RULES: list[Rule] = [
     Rule("head_loss_forward", head_units.units),
     Rule("head_loss", head_loss.chunks),
     Rule("head_loss_forward", head_loss.chunks),
+    Rule("attention", attention_fragments.fragments),
     Rule("attention", attention.attention),
     Rule("attention_vjp", attention_vjp.attention_vjp),
     Rule("append_kv", append_kv.append_kv),
