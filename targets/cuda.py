@@ -29,10 +29,14 @@ LIMITS = Limits(
     max_buffer=WINDOW, max_threads=1024, shared_bytes=48 * KIB, subgroup=32, alignment=ALIGNMENT
 )
 FEATURES = frozenset({"fp16", "shared_memory", "int8_dot", "subgroup", "fragments"})
+EXACT = {(9, 0): ("sm_90a", "warpgroup")}
+"""By the compute capability: the architecture whose code uses what no other has and so runs on no
+other, and the feature that names it. Hopper's tensor cores take whole warpgroups' products."""
 
 
 def _cuda(name: str, description: str, *architectures: str) -> Target:
     """Return a target whose code is for these, such as ``sm_80``, the oldest first."""
+    own = {feature for exact, feature in EXACT.values() if architectures == (exact,)}
     return Target(
         name=name,
         family="gpu",
@@ -47,7 +51,7 @@ def _cuda(name: str, description: str, *architectures: str) -> Target:
         },
         device="cuda",
         vector_bytes=16,
-        features=FEATURES,
+        features=FEATURES | own,
         limits=LIMITS,
         matrices=UNITS,
     )
@@ -63,7 +67,7 @@ MODELS = (
     _cuda("cuda-sm80", "NVIDIA A100 and A30", "sm_80"),
     _cuda("cuda-sm86", "NVIDIA Ampere: RTX 30, A10, A40", "sm_86"),
     _cuda("cuda-sm89", "NVIDIA Ada: RTX 40, L4, L40", "sm_89"),
-    _cuda("cuda-sm90", "NVIDIA Hopper: H100, H200, GH200", "sm_90"),
+    _cuda("cuda-sm90", "NVIDIA Hopper: H100, H200, GH200", "sm_90a"),
     _cuda("cuda-sm100", "NVIDIA Blackwell: B200, GB200", "sm_100"),
     _cuda("cuda-sm120", "NVIDIA Blackwell: RTX 50, RTX PRO", "sm_120"),
 )
@@ -78,8 +82,13 @@ def architectures(target: Target) -> list[str]:
 
 def capability_of(architecture: str) -> tuple[int, int]:
     """Return an architecture's compute capability: (8, 0) of ``sm_80``, (12, 0) of ``sm_120``."""
-    number = int(architecture.removeprefix("sm_"))
+    number = int(architecture.removeprefix("sm_").removesuffix("a"))
     return divmod(number, 10)
+
+
+def is_exact(architecture: str) -> bool:
+    """Tell whether an architecture's code runs on processors of its own number alone."""
+    return architecture.endswith("a")
 
 
 def capability(description: Description) -> tuple[int, int]:
@@ -102,4 +111,5 @@ def from_device(description: Description) -> Target:
         Named ``cuda:auto``, for the processor of this machine.
     """
     major, minor = capability(description)
-    return _cuda(AUTO, f"{description['name']}, as it describes itself", f"sm_{10 * major + minor}")
+    architecture, _ = EXACT.get((major, minor), (f"sm_{10 * major + minor}", ""))
+    return _cuda(AUTO, f"{description['name']}, as it describes itself", architecture)

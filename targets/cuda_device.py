@@ -9,6 +9,7 @@ from .cuda import (
     capability,
     capability_of,
     from_device,
+    is_exact,
 )
 from .device_api import Description, DeviceApi
 from .target import Target
@@ -35,8 +36,10 @@ def _candidates(description: Description) -> list[str]:
 
 def _lacks(target: Target, description: Description) -> list[str]:
     """Return what a device lacks for a target beyond the limits that all APIs share."""
-    least = min(capability_of(name) for name in architectures(target))
-    here = capability(description)
+    here, names = capability(description), architectures(target)
+    least = min(capability_of(name) for name in names)
+    if all(is_exact(name) and capability_of(name) != here for name in names):
+        return [f"has compute capability {_told(here)} where the code is for {_told(least)} alone"]
     # What is newer than all that the code is for runs the virtual code of the oldest.
     if here < least:
         return [f"has compute capability {_told(here)} where the code has {_told(least)}"]

@@ -16,7 +16,8 @@ import tvm
 from tvm.backend.cuda.codegen.registry import register_codegen
 from tvm.backend.cuda.op import cuda_func_call
 
-INLINE = "static __forceinline__ __device__"
+from .warpgroup import INLINE, warpgroup_function
+
 _BUTTERFLY = """\
 {inline} {type} fabric_subgroup_{name}({type} x) {{
 #pragma unroll
@@ -141,6 +142,11 @@ FUNCTIONS = {
         "fabric_dot4",
         _function("int", "fabric_dot4(int a, int b, int c)", "__dp4a(a, b, c)"),
     ),
+    "fabric_bytes": (
+        "fabric_bytes",
+        _function("int", "fabric_bytes(int low, int high, int selector)",
+                  "__byte_perm(low, high, selector)"),
+    ),
     "fma": (
         "fabric_fma", _function("float", "fabric_fma(float a, float b, float c)", "fmaf(a, b, c)")
     ),
@@ -212,12 +218,13 @@ Call = Any
 """A TIR call that TVM's generator prints as it is, and what its text needs to be included."""
 
 
-@register_codegen("call_pure_extern")
 def _call(name: tvm.tirx.StringImm, *arguments: Any) -> Call:
     """Return the call of a function by its name in TIR; one of CUDA's own keeps its name."""
     if name.value in FUNCTIONS:
         known, text = FUNCTIONS[name.value]
         return cuda_func_call(known, *arguments, source_code=text)
+    if (text := warpgroup_function(name.value)) is not None:
+        return cuda_func_call(name.value, *arguments, source_code=text)
     lanes = {tvm.DataType(str(argument.ty.dtype)).lanes for argument in arguments}
     if lanes <= {1}:
         return cuda_func_call(name.value, *arguments, source_code="")
@@ -234,6 +241,10 @@ def _of_vectors(name: str, lanes: int, count: int) -> tuple[str, str]:
         for element in "xyzw"[:lanes]
     ]
     return wide, _function(vector, f"{wide}({parameters})", f"make_{vector}({', '.join(calls)})")
+
+
+for _operation in ("call_pure_extern", "call_extern"):
+    register_codegen(_operation)(_call)
 
 
 @register_codegen("tvm_load_matrix_sync")

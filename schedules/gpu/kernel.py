@@ -83,6 +83,11 @@ class Gpu:
         return self.halves and "small_halves" in self.target.features
 
     @property
+    def warpgroups(self) -> bool:
+        """Whether the tensor cores multiply beside the threads, as Hopper's do."""
+        return "warpgroup" in self.target.features
+
+    @property
     def subgroups(self) -> bool:
         """Whether the threads of a subgroup can combine their values: the functions named
         ``fabric_subgroup_*`` are there, which must be in control flow that is uniform."""

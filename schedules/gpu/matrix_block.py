@@ -15,10 +15,11 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import MatrixUnit
-from ..tir import Buffer, Expr, bind, shape, static, when
+from ..tir import Expr, bind, when
 from .kernel import Gpu, barrier, ceil_div, loop, registers, shared
 from .matrix_tile import MatrixTile
 from .matrix_unit import LEFT, RIGHT, SUM, Fragments, multiply
+from .share import Share
 from .vectors import LANES, held, lane
 
 WORD = 4
@@ -137,7 +138,7 @@ class MatrixBlock:
             store = partial(self._store, sums, part * height)
             store() if self.tile.passes == 1 else when(mine, store)
             barrier()
-            finish(Share(self, part * height, height))
+            finish(self._share(part * height, height))
 
     def _store(self, sums: Fragments, first: int) -> None:
         """Emit the writing of a subgroup's sums to shared memory, which begins at a row."""
@@ -148,7 +149,21 @@ class MatrixBlock:
                 place = place + (self.side + j * self.unit.columns) // self.lanes
                 sums.store(i * wide + j, self.memory, place, self.pitch * self.lanes)
 
-    def sums(self, row: Expr, vector: Expr) -> list[Expr]:
+    def _share(self, first: int, height: int) -> Share:
+        """Return a thread's share of the part of the tile that is in shared memory."""
+        across = self.tile.columns // LANES
+        apart = self.threads // across
+        below, vector = bind(self.thread // across), bind(self.thread % across)
+        own = [below + i * apart for i in range(height // apart)]
+        return Share(
+            vector,
+            [bind(self.row + first + row) for row in own],
+            lambda: [self._sums(row, vector) for row in own],
+            self.tile.rows,
+            self.tile.columns,
+        )
+
+    def _sums(self, row: Expr, vector: Expr) -> list[Expr]:
         """Return four sums of a row of the part in shared memory, as int32."""
         place = row * self.pitch + vector * self.pieces
         pieces = [bind(self.memory[place + p]) for p in range(self.pieces)]
@@ -228,46 +243,3 @@ class MatrixBlock:
             for i in range(high):
                 for j in range(wide):
                     multiply(sums, i * wide + j, left, i, right, j)
-
-
-class Share:
-    """A thread's share of a part of a tile: vectors of four columns of some rows.
-
-    Attributes
-    ----------
-    vector : PrimExpr
-        Its vector of a row.
-    rows : list of PrimExpr
-        Its rows of the result.
-    """
-
-    def __init__(self, block: MatrixBlock, first: int, height: int) -> None:
-        across = block.tile.columns // LANES
-        apart = block.threads // across
-        below = bind(block.thread // across)
-        self.block, self.vector = block, bind(block.thread % across)
-        self._below = [below + i * apart for i in range(height // apart)]
-        self.rows = [bind(block.row + first + row) for row in self._below]
-
-    def sums(self) -> list[list[Expr]]:
-        """Return the four sums of each row, as int32."""
-        return [self.block.sums(row, self.vector) for row in self._below]
-
-    def store(self, y: Buffer, column: Expr, values: Buffer, *part: Expr) -> None:
-        """Emit the store of the vectors at a column of a ``(T, N)`` float32x4 buffer.
-
-        With `part` the buffer is one of ``(parts, T, N)``.
-        """
-        *_, total, width = shape(y)
-        tile = self.block.tile
-        for i, row in enumerate(self.rows):
-            put = partial(T.buffer_store, y, values[i], [*part, row, column])
-            conditions = []
-            if static(total) is None or total % tile.rows:
-                conditions.append(row < total)
-            if width * LANES % tile.columns:
-                conditions.append(column < width)
-            if conditions:
-                when(tirx.all(*conditions), put)
-            else:
-                put()

@@ -6,6 +6,7 @@ an int32 word. One launch does both, a work-group for a few tokens and one adapt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from tvm import tirx
@@ -29,6 +30,8 @@ RANKS = 8
 """Rows of A among them at most."""
 MANY = 1024
 """From this many tokens on, a row of A is worth holding for more of them."""
+Order = Callable[[Expr], Expr]
+"""Where a token's word of four columns goes, of its place among the others."""
 
 
 def divide(numerator: Expr, denominator: Expr) -> Expr:
@@ -102,6 +105,8 @@ class Tokens:
         ``(T, K)`` float32, the adapters' input.
     fused : Linear, optional
         Whose gate and norm x passes first, with `multiple` 1; `lora_input` is x then.
+    order : callable, optional
+        Where the words go; None for the order of the columns.
     """
 
     def __init__(
@@ -112,7 +117,9 @@ class Tokens:
         a: Buffer | None,
         lora_input: Buffer,
         fused: Linear | None = None,
+        order: Order | None = None,
     ) -> None:
+        self.order = order or (lambda place: place)
         self.gpu, self.x, self.a, self.lora_input, self.fused = gpu, x, a, lora_input, fused
         self.tokens, self.columns = shape(x)
         if fused is not None:
@@ -202,7 +209,8 @@ class Tokens:
                     packed = bind(tirx.Select(inside, packed, 0))
                 T.buffer_store(total, dot4(packed, ONES, total[i]), [i])
                 kept = mine if inside is None else tirx.all(inside, mine)
-                when(kept, partial(T.buffer_store, self.words, packed, [self.first + i, place]))
+                at = [self.first + i, self.order(place)]
+                when(kept, partial(T.buffer_store, self.words, packed, at))
         sums = reduction(self.gpu, self.threads, self.thread, height, "int32")
         sums.put([total[i] for i in range(height)])
 

@@ -13,17 +13,20 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...targets import MatrixUnit, Target
+from ...targets import Target
 from ..ternary import TILE, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, shape, splat, static, when
+from . import warpgroup_tile
 from .bitlinear_vjp import Lora
 from .halves import Halves
 from .kernel import Gpu, build, ceil_div, launch, loop, registers, scratch
-from .matrix_block import MatrixBlock, Share
+from .matrix_plan import Corner, Plan, UnitPlan, WarpgroupPlan
 from .matrix_tile import SPLITS, MatrixTile, choose
+from .share import Share
 from .ternary_matrix import FEWEST
 from .thin_factors import Thin, emit_thin
 from .vectors import LANES, four, fours, held, lane
+from .warpgroup_weights import TernaryHalves
 from .work import THREADS, Place, Work, launch_works
 
 EIGHT = 8
@@ -39,19 +42,18 @@ def units(
 ) -> tirx.PrimFunc | None:
     """Lay out `bitlinear_vjp` on matrix units; None without any, or for few tokens."""
     parts, gpu = segments(parameters), Gpu(target)
-    unit, tokens = gpu.matrix("float16"), static(function.params[0].shape[0])
-    if unit is None or not aligned(parts) or tokens is None or tokens < FEWEST:
+    tokens = static(function.params[0].shape[0])
+    if not aligned(parts) or tokens is None or tokens < FEWEST:
         return None
-    columns = shape(function.params[2])[1] * TILE
-    plan = choose(gpu, unit, tokens, columns, parts[-1].end // EIGHT, EIGHT, SPLITS)
+    plan = _plan(gpu, tokens, parts[-1].end, shape(function.params[2])[1] * TILE)
     if plan is None:
         return None
     scale = float(parameters["lora_scale"])
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
-        halves = _halves(parts, plan[0], dy, scales)
+        halves = _halves(parts, plan.rows, dy, scales)
         launch_works([halves])
-        product = _Product(gpu, unit, plan, packed, halves)
+        product = _Product(plan, packed, halves)
         if len(rest) == 1:
             product.emit(rest[0], None)
             for work in product.sums(rest[0]):
@@ -70,7 +72,24 @@ def units(
     return build(function, body)
 
 
-def _halves(parts: list[Segment], tile: MatrixTile, dy: Buffer, scales: Buffer) -> Halves:
+def _plan(gpu: Gpu, tokens: int, rows: int, columns: int) -> Plan | None:
+    """Return how the product is laid out; None where it can't be."""
+    if gpu.warpgroups:
+        wide = warpgroup_tile.choose(tokens, columns, 2 * rows, several=True)
+        if wide is not None:
+            return WarpgroupPlan(wide, TernaryHalves, "float32")
+    unit = gpu.matrix("float16")
+    found = unit and choose(gpu, unit, tokens, columns, rows // EIGHT, EIGHT, SPLITS)
+    return UnitPlan(gpu, unit, found[0], _Weights, found[1], _in_order) if unit and found else None
+
+
+def _in_order(sums: list[Expr]) -> list[Expr]:
+    """Return the sums of four columns as `_Weights` has them, in order and as float32."""
+    a, c, b, d = (T.reinterpret("float32", s) for s in sums)
+    return [a, b, c, d]
+
+
+def _halves(parts: list[Segment], multiple: int, dy: Buffer, scales: Buffer) -> Halves:
     """Return the work of dy times the scales of its columns' projections."""
     tokens, rows = shape(dy)
 
@@ -78,7 +97,7 @@ def _halves(parts: list[Segment], tile: MatrixTile, dy: Buffer, scales: Buffer) 
         scale = bind(by_segment(parts, vector * LANES, lambda p: scales[p.index]))
         return fours(dy)[token, vector] * splat(scale, LANES)
 
-    return Halves(tokens, ceil_div(tokens, tile.rows) * tile.rows, rows, fetch)
+    return Halves(tokens, ceil_div(tokens, multiple) * multiple, rows, fetch)
 
 
 def _thin_factors(lora: Lora) -> None:
@@ -160,37 +179,21 @@ class _Product:
     Where the depth is cut, its parts' products go to memory, and :meth:`sums` adds them.
     """
 
-    def __init__(
-        self,
-        gpu: Gpu,
-        unit: MatrixUnit,
-        plan: tuple[MatrixTile, int],
-        packed: Buffer,
-        halves: Halves,
-    ) -> None:
-        self.gpu, self.unit, (self.tile, self.splits) = gpu, unit, plan
-        self.packed, self.halves = packed, halves
+    def __init__(self, plan: Plan, packed: Buffer, halves: Halves) -> None:
+        self.plan, self.splits, self.packed, self.halves = plan, plan.parts, packed, halves
         self.rows, self.columns = shape(packed)[0] * TILE, shape(packed)[1] * TILE
 
     def emit(self, dx: Buffer, lora: Lora | None) -> None:
         """Emit the launch; without `lora` nothing is added."""
-        tile, splits = self.tile, self.splits
+        plan, splits = self.plan, self.splits
         self.parts = scratch([splits, *shape(dx)]) if splits > 1 else None
-        grid = [ceil_div(shape(dx)[0], tile.rows), ceil_div(self.columns, tile.columns), splits]
-        with launch(grid, [tile.threads(self.gpu.subgroup)]) as (down, across, split, thread):
-            first = bind(across * tile.columns)
-            words = fours(self.halves.words)
-            block = MatrixBlock(
-                self.gpu,
-                self.unit,
-                tile,
-                lambda row, vector: words[row, vector],
-                self.rows // EIGHT,
-                _Weights(tile, self.packed, first),
-                splits,
-            )
+        grid = [ceil_div(shape(dx)[0], plan.rows), ceil_div(self.columns, plan.columns), splits]
+        with launch(grid, [plan.threads]) as (down, across, split, thread):
+            first = bind(across * plan.columns)
+            place = Corner(thread, bind(down * plan.rows), first, split)
             finish = partial(self._finish, first, dx, lora, split)
-            block.emit(thread, bind(down * tile.rows), finish, split)
+            words = fours(self.halves.words)
+            plan.emit(place, words, self.rows // EIGHT, self.packed, finish)
 
     def sums(self, dx: Buffer, lora: Lora | None = None) -> list[Work]:
         """Return the work that adds the parts, and what the adapters add; none without parts."""
@@ -214,16 +217,16 @@ class _Product:
         """Emit the scale, the adapters and the store."""
         column = bind(first // LANES + share.vector)
         inside = column
-        if self.columns % self.tile.columns:
+        if self.columns % self.plan.columns:
             inside = bind(tirx.min(column, self.columns // LANES - 1))
-        # Tokens past the end are the last one again; nobody stores them.
-        last = shape(dx)[0] - 1
-        places = [bind(tirx.min(row, last)) for row in share.rows]
+        tokens, places = shape(dx)[0], share.rows
+        if tokens % self.plan.rows:
+            # Tokens past the end are the last one again; nobody stores them.
+            places = [bind(tirx.min(row, tokens - 1)) for row in places]
         out = registers([len(places)], f"float32x{LANES}")
         for i, (place, sums) in enumerate(zip(places, share.sums(), strict=True)):
-            a, c, b, d = (T.reinterpret("float32", s) for s in sums)
             undo = bind(self.halves.undo[place])
-            T.buffer_store(out, four([a, b, c, d]) * splat(undo, LANES), [i])
+            T.buffer_store(out, four(sums) * splat(undo, LANES), [i])
         if self.parts is not None:
             share.store(fours(self.parts), column, out, split)
             return

@@ -1,7 +1,7 @@
 """The ternary product of many tokens on matrix units of 8-bit integers.
 
-The tokens' integers are the left factor, the weights' codes, unpacked on their way to shared
-memory, the right one.
+The tokens' integers are one factor, the weights' codes, unpacked on their way to the unit, the
+other.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...targets import MatrixUnit, Target
+from ...targets import Target
 from ..ternary import TILE, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, branch, shape, splat, static
-from . import adapter
+from . import adapter, warpgroup_tile
 from .kernel import Gpu, build, ceil_div, launch, registers
-from .matrix_block import MatrixBlock, Share
+from .matrix_plan import Corner, Plan, UnitPlan, WarpgroupPlan
 from .matrix_tile import MatrixTile, choose
-from .quantise import Tokens
+from .quantise import Order, Tokens
+from .share import Share
 from .ternary_product import Product, codes
 from .ternary_tile import choose as choose_dots
 from .vectors import LANES, four, fours
+from .warpgroup_weights import TernaryBytes, ordered
 
 FEWEST = 48
 """Tokens from which on the units are worth their larger tiles."""
@@ -35,17 +37,14 @@ def tiles(
 ) -> tirx.PrimFunc | None:
     """Lay out `bitlinear` on matrix units; None where the device has none, or for few tokens."""
     parts, gpu = segments(parameters), Gpu(target)
-    unit = gpu.matrix("int8")
     tokens, columns = shape(function.params[0])
     known = static(tokens)
-    if unit is None or not aligned(parts) or (known is not None and known < FEWEST):
+    if not aligned(parts) or (known is not None and known < FEWEST):
         return None
     counts = (SHORT, LONG) if known is None else (known, known)
-    plans = [choose(gpu, unit, count, parts[-1].end, columns // TILE, TILE) for count in counts]
-    found = [plan[0] for plan in plans if plan is not None]
-    if not found:
+    short, long = (_plan(gpu, count, parts[-1].end, columns) for count in counts)
+    if short is None or long is None:
         return None
-    short, long = found
     scale = float(parameters["lora_scale"])
 
     def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
@@ -53,14 +52,14 @@ def tiles(
         a, b = adapters[:2] if adapters else (None, None)
         lora_input = adapters[2] if len(adapters) > 2 else x
 
-        def quantised(multiple: int) -> Tokens:
-            made = Tokens(gpu, x, multiple, a, lora_input)
+        def quantised(multiple: int, order: Order | None = None) -> Tokens:
+            made = Tokens(gpu, x, multiple, a, lora_input, order=order)
             made.emit(scale)
             return made
 
-        def units(tile: MatrixTile) -> None:
-            made = quantised(tile.rows)
-            _Product(gpu, unit, tile, parts, packed, scales, made, b, y).emit()
+        def units(plan: Plan) -> None:
+            made = quantised(plan.rows, plan.order)
+            _Product(plan, parts, packed, scales, made, b, y).emit()
 
         def short_or_long() -> None:
             same = short == long
@@ -74,6 +73,17 @@ def tiles(
         branch(True if known is not None else shape(x)[0] >= FEWEST, short_or_long, dots)
 
     return build(function, body)
+
+
+def _plan(gpu: Gpu, tokens: int, rows: int, columns: int) -> Plan | None:
+    """Return how the product of so many tokens is laid out; None where it can't be."""
+    if gpu.warpgroups:
+        wide = warpgroup_tile.choose(tokens, rows, columns, name=f"tile of {tokens}")
+        if wide is not None:
+            return WarpgroupPlan(wide, TernaryBytes, "int32", ordered)
+    unit = gpu.matrix("int8")
+    found = unit and choose(gpu, unit, tokens, rows, columns // TILE, TILE)
+    return UnitPlan(gpu, unit, found[0], _Codes) if unit and found else None
 
 
 class _Codes:
@@ -109,17 +119,15 @@ class _Product:
 
     Parameters
     ----------
-    gpu, unit, tile
-        As of `MatrixBlock`.
+    plan : Plan
+        How it is laid out.
     parts, packed, scales, tokens, b, y
-        As of `ternary_product.Product`; tokens padded to a multiple of the tile's rows.
+        As of `ternary_product.Product`; tokens padded to a multiple of the plan's rows.
     """
 
     def __init__(
         self,
-        gpu: Gpu,
-        unit: MatrixUnit,
-        tile: MatrixTile,
+        plan: Plan,
         parts: list[Segment],
         packed: Buffer,
         scales: Buffer,
@@ -127,34 +135,26 @@ class _Product:
         b: Buffer | None,
         y: Buffer,
     ) -> None:
-        self.gpu, self.unit, self.tile = gpu, unit, tile
-        self.parts, self.packed, self.scales = parts, packed, scales
+        self.plan, self.parts, self.packed, self.scales = plan, parts, packed, scales
         self.tokens, self.b, self.y = tokens, b, y
         self.rows = parts[-1].end
 
     def emit(self) -> None:
         """Emit the launch."""
-        tile, tokens = self.tile, self.tokens
-        grid = [ceil_div(tokens.tokens, tile.rows), ceil_div(self.rows, tile.columns)]
-        with launch(grid, [tile.threads(self.gpu.subgroup)]) as (down, across, thread):
-            first = bind(across * tile.columns)
-            words = fours(tokens.words)
-            block = MatrixBlock(
-                self.gpu,
-                self.unit,
-                tile,
-                lambda row, vector: words[row, vector],
-                tokens.columns // TILE,
-                _Codes(tile, self.packed, first),
-            )
-            block.emit(thread, bind(down * tile.rows), partial(self._finish, first))
+        plan, tokens = self.plan, self.tokens
+        grid = [ceil_div(tokens.tokens, plan.rows), ceil_div(self.rows, plan.columns)]
+        with launch(grid, [plan.threads]) as (down, across, thread):
+            first = bind(across * plan.columns)
+            place = Corner(thread, bind(down * plan.rows), first)
+            finish = partial(self._finish, first)
+            plan.emit(place, fours(tokens.words), tokens.columns // TILE, self.packed, finish)
 
     def _finish(self, first: Expr, share: Share) -> None:
         """Emit scale, adapters and store."""
         tokens = self.tokens
         row = bind(first + share.vector * LANES)
         inside = row
-        if self.rows % self.tile.columns:
+        if self.rows % self.plan.columns:
             inside = bind(tirx.min(row, self.rows - LANES))
         scale = bind(by_segment(self.parts, inside, lambda p: self.scales[p.index]))
         rows = share.rows

@@ -1,0 +1,173 @@
+"""How a product on matrix units is laid out: by the units of a subgroup, or by Hopper's warpgroups.
+
+A rule writes its launch in terms of a plan, and what becomes of the sums in terms of a `Share`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from ...targets import MatrixUnit
+from ..tir import Buffer, Expr, bind
+from .kernel import Gpu
+from .matrix_block import Factor, MatrixBlock
+from .matrix_tile import MatrixTile
+from .quantise import Order
+from .share import Share
+from .warpgroup_block import PIECES, WarpgroupBlock
+from .warpgroup_tile import WarpgroupTile
+from .warpgroup_weights import Weights
+
+Finish = Callable[[Share], None]
+
+
+@dataclass(frozen=True)
+class Corner:
+    """Where a work-group's tile begins, inside a launch.
+
+    Attributes
+    ----------
+    thread : PrimExpr
+        The thread.
+    row, column : PrimExpr
+        The first token, and the first output of the weights.
+    part : PrimExpr or int
+        The part of the depth.
+    """
+
+    thread: Expr
+    row: Expr
+    column: Expr
+    part: Expr = 0
+
+
+class Plan(Protocol):
+    """The layout of a product.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Tokens and outputs of a work-group.
+    threads : int
+        Its threads.
+    parts : int
+        Into how many parts the depth is cut.
+    order : callable or None
+        Where the tokens' words are expected; None for their own order.
+    """
+
+    rows: int
+    columns: int
+    threads: int
+    parts: int
+    order: Order | None
+
+    def emit(
+        self, corner: Corner, tokens: Buffer, vectors: int, packed: Buffer, finish: Finish
+    ) -> None:
+        """Emit the sums of a tile and ``finish(share)`` for each part of it.
+
+        Parameters
+        ----------
+        corner : Corner
+            The tile.
+        tokens : Buffer
+            ``(T', vectors)`` int32x4, T' a multiple of `rows`.
+        vectors : int
+            Of a token.
+        packed : Buffer
+            The weights.
+        finish : callable
+            Emits what becomes of the sums.
+        """
+
+
+class UnitPlan:
+    """A product on the units of a subgroup; see `MatrixBlock`.
+
+    Parameters
+    ----------
+    gpu, unit, tile
+        As of `MatrixBlock`.
+    factor : callable
+        ``factor(tile, packed, column)`` returns the right factor.
+    parts : int
+        Into how many parts the depth is cut.
+    finished : callable, optional
+        Returns four sums as a rule wants them, of the four that the units give.
+    """
+
+    order: Order | None = None
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        unit: MatrixUnit,
+        tile: MatrixTile,
+        factor: Callable[[MatrixTile, Buffer, Expr], Factor],
+        parts: int = 1,
+        finished: Callable[[list[Expr]], list[Expr]] = list,
+    ) -> None:
+        self.gpu, self.unit, self.tile, self.factor = gpu, unit, tile, factor
+        self.parts, self.finished = parts, finished
+        self.rows, self.columns = tile.rows, tile.columns
+        self.threads = tile.threads(gpu.subgroup)
+
+    def emit(
+        self, corner: Corner, tokens: Buffer, vectors: int, packed: Buffer, finish: Finish
+    ) -> None:
+        """Emit the sums of a tile."""
+        block = MatrixBlock(
+            self.gpu,
+            self.unit,
+            self.tile,
+            lambda row, vector: tokens[row, vector],
+            vectors,
+            self.factor(self.tile, packed, corner.column),
+            self.parts,
+        )
+        block.emit(corner.thread, corner.row, partial(self._finish, finish), corner.part)
+
+    def _finish(self, finish: Finish, share: Share) -> None:
+        raw = share.sums
+        share.sums = lambda: [self.finished(sums) for sums in raw()]
+        finish(share)
+
+
+class WarpgroupPlan:
+    """A product on Hopper's warpgroups; see `WarpgroupBlock`.
+
+    Parameters
+    ----------
+    tile : WarpgroupTile
+        The work-groups' outputs.
+    weights : callable
+        ``weights(packed, column, thread)`` returns the left factor.
+    sums : str
+        Their dtype.
+    order : callable, optional
+        Where the tokens' words are expected.
+    """
+
+    threads, columns = WarpgroupBlock.threads, WarpgroupBlock.columns
+
+    def __init__(
+        self,
+        tile: WarpgroupTile,
+        weights: Callable[[Buffer, Expr, Expr], Weights],
+        sums: str,
+        order: Order | None = None,
+    ) -> None:
+        self.tile, self.weights, self.sums, self.order = tile, weights, sums, order
+        self.rows, self.parts = tile.rows, tile.parts
+
+    def emit(
+        self, corner: Corner, tokens: Buffer, vectors: int, packed: Buffer, finish: Finish
+    ) -> None:
+        """Emit the sums of a tile."""
+        block = WarpgroupBlock(self.tile, tokens, self.sums, vectors // PIECES)
+        weights = self.weights(packed, corner.column, corner.thread)
+        block.emit(corner.thread, corner.row, weights, finish, bind(corner.part))
