@@ -49,12 +49,7 @@ def fragments(
     def body(qkv: Buffer, starts: Buffer, rope: Buffer, out: Buffer) -> None:
         packed = PackedRows(heads, qkv, starts, rope)
         tasks = packed.batch * heads.heads
-
-        def groups(subgroups: int) -> int:
-            return tasks * ceil_div(packed.context, ROWS * subgroups)
-
-        fitting = [n for n in SUBGROUPS if n * ROWS <= keys]
-        subgroups = next((n for n in fitting if groups(n) >= cores(gpu)), 1)
+        subgroups = subgroups_for(gpu, tasks, packed.context, keys)
         blocks = ceil_div(packed.context, ROWS * subgroups)
         with launch([tasks, blocks], [subgroups * gpu.subgroup]) as (task, block, thread):
             b, h = bind(task // heads.heads), bind(task % heads.heads)
@@ -63,6 +58,17 @@ def fragments(
             _Block(packed, thread, subgroups, keys, (b, h, first)).emit(out)
 
     return build(function, body)
+
+
+def subgroups_for(gpu: Gpu, tasks: int, context: int, rows: int) -> int:
+    """Return the subgroups of a work-group, for so many rows of shared memory: as many as leave
+    work for nearly every core."""
+
+    def groups(subgroups: int) -> int:
+        return tasks * ceil_div(context, ROWS * subgroups)
+
+    fitting = [n for n in SUBGROUPS if n * ROWS <= rows]
+    return next((n for n in fitting if 4 * groups(n) >= 3 * cores(gpu)), 1)
 
 
 def _bytes(heads: Heads, keys: int) -> int:

@@ -58,7 +58,7 @@ def attention_vjp(
         _queries(adjoint, blocks)
         _keys(adjoint, blocks)
         if apart:
-            _add_parts(adjoint)
+            add_parts(adjoint)
 
     return build(function, body)
 
@@ -82,7 +82,7 @@ def _keys(adjoint: Adjoint, blocks: int) -> None:
         KeyBlock(adjoint, thread, b, head, bind(block * BLOCK)).emit()
 
 
-def _add_parts(adjoint: Adjoint) -> None:
+def add_parts(adjoint: Adjoint) -> None:
     """Emit the launch that adds what query heads of the same key head have left."""
     heads, packed = adjoint.heads, adjoint.packed
     row_pairs = heads.kv_heads * heads.half
