@@ -187,6 +187,11 @@ FUNCTIONS = {
     "fabric_fragment_columns": (
         "fabric_fragment_columns", _FRAGMENT.format(inline=INLINE, name="columns", form=".trans")
     ),
+    "fabric_exp2": (
+        "fabric_exp2",
+        f"{INLINE} float fabric_exp2(float x) {{\n"
+        '  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));\n  return x;\n}\n',
+    ),
     "fabric_half_pair": (
         "fabric_half_pair", _TO_HALVES.format(inline=INLINE, name="fabric_half_pair")
     ),

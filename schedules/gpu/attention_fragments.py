@@ -8,6 +8,8 @@ bits together, and a product three: that of both rests is below what float32 has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,22 +17,62 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from ..tir import Buffer, Expr, bind, when
+from ..tir import Buffer, Expr, bind, shape, when
 from .attention_heads import LOG2_E, MASKED, Columns, Heads, RotatedColumns
 from .attention_rows import LARGEST, PackedRows, is_static, key_blocks
 from .attention_vectors import view
 from .fragments import DEPTH, EIGHT, ROWS, HalfRows, Lane, RowSums, clamped, half_vectors
-from .fragments import quad_max, quad_sum
+from .fragments import exp2, quad_max, quad_sum
 from .kernel import Gpu, barrier, build, ceil_div, launch, loop, registers
-from .ternary_tile import cores
+from .ternary_tile import WARP, cores
 from .vectors import LANES, held, lane
 
-SUBGROUPS = (4, 2, 1)
-"""Subgroups of a work-group, the first with which there are work-groups for every core."""
+SHAPES = ((4, 2), (4, 1), (2, 1), (1, 1))
+"""Subgroups of a work-group, and how many times 16 queries each has. The more queries, the fewer
+times keys and values are read, turned and split."""
+WIDEST = 64
+"""Elements of a head up to which a subgroup's registers hold more than 16 queries."""
+AT_ONCE = 2
+"""Pairs of right factors in registers."""
 VALUES = 16.0
 """Factor on values on their way to 16 bits, so that the rest of small ones has bits as well."""
 BLOCKS = (64, 32, 16)
 """Keys of a block, the first that fits into shared memory."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The extents of a work-group.
+
+    Attributes
+    ----------
+    subgroups, tiles : int
+        Its subgroups, and how many times 16 queries each has.
+    keys : int
+        Keys of a block.
+    """
+
+    subgroups: int
+    tiles: int
+    keys: int
+
+    @property
+    def queries(self) -> int:
+        """Queries of a work-group."""
+        return ROWS * self.subgroups * self.tiles
+
+    @staticmethod
+    def choose(gpu: Gpu, heads: Heads, tasks: int, context: int) -> Layout | None:
+        """Return the largest that leaves work for nearly every core; None where no block fits."""
+        keys = next((n for n in BLOCKS if _bytes(heads, n) <= heads.shared_bytes), None)
+        if keys is None:
+            return None
+        for subgroups, tiles in SHAPES:
+            layout = Layout(subgroups, tiles, keys)
+            groups = tasks * ceil_div(context, layout.queries)
+            if (tiles == 1 or heads.head_dim <= WIDEST) and 4 * groups >= 3 * cores(gpu):
+                return layout
+        return Layout(1, 1, keys)
 
 
 def fragments(
@@ -40,35 +82,25 @@ def fragments(
     if not is_static(function.params[1]) or "fragments" not in target.features:
         return None
     gpu, heads = Gpu(target), Heads.of(parameters, target)
-    if heads.head_dim % DEPTH:
-        return None
-    keys = next((n for n in BLOCKS if _bytes(heads, n) <= heads.shared_bytes), None)
-    if keys is None:
+    batch, context = shape(function.params[1])
+    layout = Layout.choose(gpu, heads, batch * heads.heads, context)
+    if heads.head_dim % DEPTH or layout is None:
         return None
 
     def body(qkv: Buffer, starts: Buffer, rope: Buffer, out: Buffer) -> None:
         packed = PackedRows(heads, qkv, starts, rope)
-        tasks = packed.batch * heads.heads
-        subgroups = subgroups_for(gpu, tasks, packed.context, keys)
-        blocks = ceil_div(packed.context, ROWS * subgroups)
-        with launch([tasks, blocks], [subgroups * gpu.subgroup]) as (task, block, thread):
+        blocks = ceil_div(context, layout.queries)
+        with launch([batch * heads.heads, blocks], [layout.subgroups * WARP]) as (
+            task,
+            block,
+            thread,
+        ):
             b, h = bind(task // heads.heads), bind(task % heads.heads)
             # The last queries see the most keys, so they begin first.
-            first = bind((blocks - 1 - block) * (ROWS * subgroups))
-            _Block(packed, thread, subgroups, keys, (b, h, first)).emit(out)
+            first = bind((blocks - 1 - block) * layout.queries)
+            _Block(packed, thread, layout, (b, h, first)).emit(out)
 
     return build(function, body)
-
-
-def subgroups_for(gpu: Gpu, tasks: int, context: int, rows: int) -> int:
-    """Return the subgroups of a work-group, for so many rows of shared memory: as many as leave
-    work for nearly every core."""
-
-    def groups(subgroups: int) -> int:
-        return tasks * ceil_div(context, ROWS * subgroups)
-
-    fitting = [n for n in SUBGROUPS if n * ROWS <= rows]
-    return next((n for n in fitting if 4 * groups(n) >= 3 * cores(gpu)), 1)
 
 
 def _bytes(heads: Heads, keys: int) -> int:
@@ -150,12 +182,12 @@ class Softmax:
                 top = T.max(top, T.max(values[2 * i], values[2 * i + 1]))
                 top = held(top)
             T.buffer_store(tops, T.max(self.top[i], quad_max(top)), [i])
-        factors = [held(T.exp2(self.top[i] - tops[i])) for i in range(2)]
+        factors = [held(exp2(self.top[i] - tops[i])) for i in range(2)]
         sums = registers([2])
         for i in range(2):
             T.buffer_store(sums, T.float32(0.0), [i])
         for j in range(scores.count):
-            values = [held(T.exp2(v - tops[c // 2])) for c, v in enumerate(scores.get(j))]
+            values = [held(exp2(v - tops[c // 2])) for c, v in enumerate(scores.get(j))]
             scores.put(j, values)
             for i in range(2):
                 T.buffer_store(sums, sums[i] + (values[2 * i] + values[2 * i + 1]), [i])
@@ -170,111 +202,181 @@ class Softmax:
 
 
 class _Block:
-    """A work-group's queries; make it at the top of a launch."""
+    """A work-group's queries; make it at the top of a launch.
+
+    Parameters
+    ----------
+    packed : PackedRows
+        The rows.
+    thread : PrimExpr
+        The thread's index.
+    layout : Layout
+        The extents.
+    place : tuple of PrimExpr
+        The row of the batch, the head and the first query.
+    """
 
     def __init__(
-        self,
-        packed: PackedRows,
-        thread: Expr,
-        subgroups: int,
-        keys: int,
-        place: tuple[Expr, Expr, Expr],
+        self, packed: PackedRows, thread: Expr, layout: Layout, place: tuple[Expr, Expr, Expr]
     ) -> None:
         self.packed, self.heads, (self.b, self.h, self.first) = packed, packed.heads, place
-        self.lane, self.count, self.keys = Lane(), subgroups * ROWS, keys
-        threads = subgroups * 32
+        self.lane, self.layout = Lane(), layout
+        heads, threads = self.heads, layout.subgroups * WARP
         self.key, self.value = (
-            Split(self.heads, self.lane, thread, threads, keys) for _ in range(2)
+            Split(heads, self.lane, thread, threads, layout.keys) for _ in range(2)
         )
-        self.query = [
-            registers([self.heads.head_dim // DEPTH], "int32x4") for _ in range(2)
-        ]
-        last, own = packed.context - 1, bind(self.first + self.lane.subgroup * ROWS)
-        self.queries = [bind(own + self.lane.row + 8 * i) for i in range(2)]
-        self.seen = [bind(T.min(query, last)) for query in self.queries]
-        self.starts = [bind(packed.starts[self.b, query]) for query in self.seen]
+        own = bind(self.lane.subgroup * (ROWS * layout.tiles))
+        self.tiles = [_Tile(packed, self.b, self.first, own + ROWS * n, self.lane)
+                      for n in range(layout.tiles)]
 
     def emit(self, out: Buffer) -> None:
         """Emit the block."""
-        heads, packed = self.heads, self.packed
+        heads, packed, layout = self.heads, self.packed, self.layout
         self._load_queries()
-        softmax, mixture = Softmax(), RowSums(heads.head_dim)
-        mixture.clear()
+        for tile in self.tiles:
+            tile.begin()
         kv = bind(self.h // heads.group)
-        begin, end = key_blocks(packed, self.b, self.first, self.count, self.keys)
+        begin, end = key_blocks(packed, self.b, self.first, layout.queries, layout.keys)
         last = packed.context - 1
+        latest = bind(packed.starts[self.b, T.min(self.first + (layout.queries - 1), last)])
         with loop(end, begin) as index:
-            block = bind(index * self.keys)
+            block = bind(index * layout.keys)
             self.key.stage(packed.key(self.b, kv), block, last)
             self.value.stage(packed.value(self.b, kv), block, last, VALUES)
             barrier()
             scores = self._scores()
-            self._mask(scores, block)
-            mixture.scale(*softmax.update(scores))
-            self._mix(mixture, scores)
+            hidden = T.Or(block + layout.keys > self.first + 1, block < latest)
+            when(hidden, lambda: self._mask(scores, block))
+            for tile, own in zip(self.tiles, scores, strict=True):
+                tile.mixture.scale(*tile.softmax.update(own))
+            self._mix(scores)
             barrier()
-        factors = [held(f * T.float32(1.0 / VALUES)) for f in softmax.inverse()]
-        pairs = view(out, [packed.batch * packed.context, heads.heads * heads.head_dim // 2],
-                     "float32x2")
-        for i, query in enumerate(self.queries):
-            when(query < packed.context, partial(self._store, pairs, mixture, factors[i], i))
-
-    def _store(self, out: Buffer, mixture: RowSums, factor: Expr, i: int) -> None:
-        row = bind(self.b * self.packed.context + self.queries[i])
-        column = bind((self.h * self.heads.head_dim + self.lane.column) // 2)
-        for j in range(mixture.count):
-            a, b = mixture.get(j)[2 * i : 2 * i + 2]
-            T.buffer_store(out, pair_of(a * factor, b * factor), [row, column + 4 * j])
+        for tile in self.tiles:
+            tile.store(out, self.h)
 
     def _load_queries(self) -> None:
-        """Emit the queries' way through the keys' memory into registers."""
-        self.key.stage(self.packed.query(self.b, self.h), self.first, self.packed.context - 1)
-        barrier()
-        own = bind(self.lane.subgroup * ROWS)
-        for part in range(2):
-            for k in range(self.heads.head_dim // DEPTH):
-                vector = 2 * k + part * self.key.vectors
-                T.buffer_store(self.query[part], self.key.rows.left(own, vector), [k])
-        barrier()
+        """Emit the queries' way through the keys' memory into registers, in units of log 2."""
+        heads, layout = self.heads, self.layout
+        source, last = self.packed.query(self.b, self.h), self.packed.context - 1
+        count = min(layout.keys, layout.queries)
+        for part in range(0, layout.queries, count):
+            self.key.stage(source, self.first + part, last, heads.scale * LOG2_E)
+            barrier()
+            for tile in self.tiles:
+                inside = tirx.all(tile.own >= part, tile.own < part + count)
+                load = partial(tile.load, self.key, part)
+                load() if layout.queries == count else when(inside, load)
+            barrier()
 
-    def _scores(self) -> RowSums:
+    def _scores(self) -> list[RowSums]:
         """Emit the products of the queries and a block of keys."""
-        scores, rows = RowSums(self.keys), self.key.rows
-        scores.clear()
+        keys, rows = self.layout.keys, self.key.rows
+        scores = [RowSums(keys) for _ in self.tiles]
+        for sums in scores:
+            sums.clear()
         for k in range(self.heads.head_dim // DEPTH):
-            high, rest = (self.query[part][k] for part in range(2))
-            for pair in range(self.keys // 16):
-                key = rows.right(16 * pair, 2 * k)
-                key_rest = rows.right(16 * pair, 2 * k + self.key.vectors)
-                scores.add(pair, rest, key)
-                scores.add(pair, high, key_rest)
-                scores.add(pair, high, key)
+            for first in range(0, keys // 16, AT_ONCE):
+                pairs = range(first, min(first + AT_ONCE, keys // 16))
+                whole = [rows.right(16 * pair, 2 * k) for pair in pairs]
+                rest = [rows.right(16 * pair, 2 * k + self.key.vectors) for pair in pairs]
+                lefts = [[tile.query[part][k] for part in range(2)] for tile in self.tiles]
+                _add_products(scores, pairs, lefts, whole, rest)
         return scores
 
-    def _mask(self, scores: RowSums, block: Expr) -> None:
-        """Emit the scale of the scores, in units of log 2, and hide what is not seen."""
-        factor = T.float32(self.heads.scale * LOG2_E)
+    def _mask(self, scores: list[RowSums], block: Expr) -> None:
+        """Emit the scores that hide what is not seen."""
+        for tile, sums in zip(self.tiles, scores, strict=True):
+            tile.mask(sums, block)
+
+    def _mix(self, weights: list[RowSums]) -> None:
+        """Emit the sums of the values that the weights weigh."""
+        rows, columns = self.value.rows, self.heads.head_dim // 16
+        mixtures = [tile.mixture for tile in self.tiles]
+        for k in range(self.layout.keys // DEPTH):
+            lefts = []
+            for own in weights:
+                high = own.left(k)
+                lefts.append([high, own.left_rest(k, high)])
+            for first in range(0, columns, AT_ONCE):
+                pairs = range(first, min(first + AT_ONCE, columns))
+                whole = [rows.turned(16 * k, 2 * pair) for pair in pairs]
+                rest = [rows.turned(16 * k, 2 * pair + self.value.vectors) for pair in pairs]
+                _add_products(mixtures, pairs, lefts, whole, rest)
+
+
+def _add_products(
+    sums: list[RowSums],
+    pairs: Sequence[int],
+    lefts: list[list[Expr]],
+    whole: list[Expr],
+    rest: list[Expr],
+) -> None:
+    """Emit the three products of split factors, the small ones first.
+
+    One waits for the other's sums, so that others come between.
+    """
+    for left, rights in ((1, whole), (0, rest), (0, whole)):
+        for own, factors in zip(sums, lefts, strict=True):
+            for pair, right in zip(pairs, rights, strict=True):
+                own.add(pair, factors[left], right)
+
+
+class _Tile:
+    """Sixteen queries of a subgroup.
+
+    Attributes
+    ----------
+    own : PrimExpr
+        The first of them, counted from the work-group's.
+    """
+
+    def __init__(self, packed: PackedRows, b: Expr, first: Expr, own: Expr, place: Lane) -> None:
+        self.packed, self.heads, self.b, self.own = packed, packed.heads, b, bind(own)
+        self.lane = place
+        self.query = [registers([self.heads.head_dim // DEPTH], "int32x4") for _ in range(2)]
+        self.queries = [bind(first + self.own + place.row + 8 * i) for i in range(2)]
+        self.seen = [bind(T.min(query, packed.context - 1)) for query in self.queries]
+        self.starts = [bind(packed.starts[b, query]) for query in self.seen]
+
+    def begin(self) -> None:
+        """Emit the start of the sums."""
+        self.softmax, self.mixture = Softmax(), RowSums(self.heads.head_dim)
+        self.mixture.clear()
+
+    def load(self, staged: Split, first: int) -> None:
+        """Emit the reading of the queries, of which shared memory has those from `first` on."""
+        for part in range(2):
+            for k in range(self.heads.head_dim // DEPTH):
+                vector = 2 * k + part * staged.vectors
+                left = staged.rows.left(self.own - first, vector)
+                T.buffer_store(self.query[part], left, [k])
+
+    def mask(self, scores: RowSums, block: Expr) -> None:
+        """Emit the scores that hide what is not seen of the keys from `block` on."""
         for j in range(scores.count):
             found = []
             for c, value in enumerate(scores.get(j)):
                 key = bind(block + (j * 8 + c % 2) + self.lane.column)
-                query, start = self.seen[c // 2], self.starts[c // 2]
-                seen = T.And(key <= query, key >= start)
-                found.append(held(T.if_then_else(seen, value * factor, T.float32(MASKED))))
+                seen = T.And(key <= self.seen[c // 2], key >= self.starts[c // 2])
+                found.append(held(T.if_then_else(seen, value, T.float32(MASKED))))
             scores.put(j, found)
 
-    def _mix(self, mixture: RowSums, weights: RowSums) -> None:
-        """Emit the sums of the values that the weights weigh."""
-        rows = self.value.rows
-        for k in range(self.keys // DEPTH):
-            high = weights.left(k)
-            rest = weights.left_rest(k, high)
-            for pair in range(self.heads.head_dim // 16):
-                value = rows.turned(16 * k, 2 * pair)
-                value_rest = rows.turned(16 * k, 2 * pair + self.value.vectors)
-                mixture.add(pair, rest, value)
-                mixture.add(pair, high, value_rest)
-                mixture.add(pair, high, value)
+    def store(self, out: Buffer, h: Expr) -> None:
+        """Emit the store of the result."""
+        heads, packed = self.heads, self.packed
+        extents = [packed.batch * packed.context, heads.heads * heads.head_dim // 2]
+        pairs, inverse = view(out, extents, "float32x2"), self.softmax.inverse()
+        column = bind((h * heads.head_dim + self.lane.column) // 2)
+
+        def put(i: int, factor: Expr) -> None:
+            row = bind(self.b * packed.context + self.queries[i])
+            for j in range(self.mixture.count):
+                a, b = self.mixture.get(j)[2 * i : 2 * i + 2]
+                T.buffer_store(pairs, pair_of(a * factor, b * factor), [row, column + 4 * j])
+
+        for i, query in enumerate(self.queries):
+            factor = held(inverse[i] * T.float32(1.0 / VALUES))
+            when(query < packed.context, partial(put, i, factor))
 
 
 def pair_of(low: Expr, high: Expr) -> Expr:

@@ -17,11 +17,10 @@ from tvm.tirx.script.builder import ir as T
 from ...targets import Target
 from ..tir import Buffer, bind, shape
 from .attention_adjoint import Adjoint
-from .attention_fragments import subgroups_for
 from .attention_heads import Heads
 from .attention_rows import PackedRows, is_static
 from .attention_vjp import BUSY, add_parts
-from .attention_vjp_fragments import KeyBlock, QueryBlock, Stored, streamed
+from .attention_vjp_fragments import KeyBlock, QueryBlock, Stored, streamed, subgroups_for
 from .fragments import DEPTH, ROWS
 from .halves import Halves
 from .kernel import Gpu, build, ceil_div, launch
@@ -46,8 +45,7 @@ def fragments(
         rows, columns = shape(dy)
         outer = Halves(rows, rows, columns, lambda row, v: fours(dy)[row, v])
         launch_works([outer])
-        tasks = packed.batch * heads.heads
-        subgroups = subgroups_for(gpu, tasks, packed.context, 4 * ROWS)
+        subgroups = subgroups_for(gpu, packed.batch * heads.heads, packed.context)
         blocks = ceil_div(packed.context, ROWS * subgroups)
         apart = heads.group > 1 and packed.batch * heads.kv_heads * blocks < BUSY
         adjoint = Adjoint(packed, dy, outer, out, apart)

@@ -13,16 +13,19 @@ from .attention_fragments import pair_of
 from .attention_heads import LOG2_E, MASKED, Heads, when_all
 from .attention_rows import key_blocks
 from .attention_vectors import view
-from .fragments import DEPTH, EIGHT, ROWS, HalfRows, Lane, RowSums, quad_max, quad_sum
+from .fragments import DEPTH, EIGHT, ROWS, HalfRows, Lane, RowSums, exp2, quad_max, quad_sum
 from .halves import TOP, Halves, scales
 from .kernel import Gpu, barrier, ceil_div, loop, registers, scratch, shared
 from .reduction import reduction
+from .ternary_tile import cores
 from .vectors import fours, held, lane
 
 STREAMED = {64: 64, 96: 32}
 """Rows of a block that stream past others, by the widest heads: their products are in registers."""
 NARROWEST = 16
 """The same of wider heads."""
+SUBGROUPS = (4, 2, 1)
+"""Subgroups of a work-group."""
 NEVER = 1 << 30
 """Where the document of no query begins."""
 
@@ -30,8 +33,17 @@ NEVER = 1 << 30
 def streamed(heads: Heads) -> int | None:
     """Return the rows of a block that streams past; None where shared memory holds none."""
     rows = next((n for widest, n in STREAMED.items() if heads.head_dim <= widest), NARROWEST)
-    size = 2 * max(rows, 4 * ROWS) * (heads.head_dim // EIGHT + 1) * 16
+    size = 2 * max(rows, SUBGROUPS[0] * ROWS) * (heads.head_dim // EIGHT + 1) * 16
     return rows if size + 32 * rows + 1024 <= heads.shared_bytes else None
+
+
+def subgroups_for(gpu: Gpu, tasks: int, context: int) -> int:
+    """Return the subgroups of a work-group: as many as leave work for nearly every core."""
+
+    def groups(subgroups: int) -> int:
+        return tasks * ceil_div(context, ROWS * subgroups)
+
+    return next((n for n in SUBGROUPS if 4 * groups(n) >= 3 * cores(gpu)), 1)
 
 
 class Stored:
@@ -232,7 +244,7 @@ class QueryBlock(_Block):
                     zip(scores.get(j), dweights.get(j), strict=True)
                 ):
                     i = c // 2
-                    weight = T.exp2(score - logarithm[i]) * ups[i]
+                    weight = exp2(score - logarithm[i]) * ups[i]
                     found.append(held(weight * (dweight - mean[i])))
                 scores.put(j, found)
             _mix(dquery, scores, self.one.rows, heads.head_dim, self.streamed)
@@ -286,7 +298,7 @@ class QueryBlock(_Block):
         found: tuple[list[Expr], list[Expr], list[Expr]] = ([], [], [])
         for i in range(2):
             peak = quad_max(top[i])
-            factor = held(T.exp2(top[i] - peak))
+            factor = held(exp2(top[i] - peak))
             whole, mean = quad_sum(total[i] * factor), quad_sum(weighted[i] * factor)
             found[0].append(held(peak + T.log2(whole)))
             found[1].append(held(mean / whole))
@@ -306,10 +318,10 @@ class QueryBlock(_Block):
             peak = held(T.max(peak, score))
             seen = score > T.float32(MASKED)
             largest = held(T.max(largest, T.if_then_else(seen, T.fabs(term), T.float32(0.0))))
-        factor = held(T.exp2(top[i] - peak))
+        factor = held(exp2(top[i] - peak))
         whole, mean = total[i] * factor, weighted[i] * factor
         for score, term in terms:
-            weight = held(T.exp2(score - peak))
+            weight = held(exp2(score - peak))
             whole, mean = held(whole + weight), held(mean + weight * term)
         for buffer, value in zip(sums, (peak, whole, mean, largest), strict=True):
             T.buffer_store(buffer, value, [i])
@@ -436,7 +448,7 @@ class KeyBlock(_Block):
                 start, query = bind(self.documents[column]), bind(block + column)
                 for i in range(2):
                     seen = T.And(self.tokens[i] <= query, self.tokens[i] >= start)
-                    value = T.exp2(scores.get(j)[2 * i + c] * factor - logarithm)
+                    value = exp2(scores.get(j)[2 * i + c] * factor - logarithm)
                     weight = held(T.if_then_else(seen, value, T.float32(0.0)))
                     outer = dweights.get(j)[2 * i + c] * up - mean
                     weights[2 * i + c] = held(weight * weigh)

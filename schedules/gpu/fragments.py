@@ -158,6 +158,11 @@ def half_vectors(values: list[Expr]) -> tuple[Expr, Expr]:
     return four(words, "int32"), four(rests, "int32")
 
 
+def exp2(value: Expr) -> Expr:
+    """Return an exponential to base 2 by the device's one instruction; zero below 2^-126."""
+    return T.call_pure_extern("float32", "fabric_exp2", value)
+
+
 def quad_sum(value: Expr) -> Expr:
     """Return the sum over the four threads of a row."""
     return held(T.call_pure_extern("float32", "fabric_quad_add", held(value)))
