@@ -34,7 +34,7 @@ def _blocks() -> list[tvm.transform.Pass]:
     ]
 
 
-def _loops() -> list[tvm.transform.Pass]:
+def loops() -> list[tvm.transform.Pass]:
     """Return the passes that shape what runs in a thread."""
     return [
         tirx.NarrowDataType(32),
@@ -59,7 +59,7 @@ def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, tvm.transform.P
         tirx.SplitHostDevice(),
         tirx.MakePackedAPI(),
     ]
-    passes = tvm.transform.Sequential([*_blocks(), *_loops(), *functions])
+    passes = tvm.transform.Sequential([*_blocks(), *loops(), *functions])
     return passes, finalize_host_passes, finalize_device_passes
 
 

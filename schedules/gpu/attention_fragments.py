@@ -18,11 +18,22 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, shape, when
-from .attention_heads import LOG2_E, MASKED, Columns, Heads, RotatedColumns
+from .attention_heads import LOG2_E, MASKED, Columns, Heads
 from .attention_rows import LARGEST, PackedRows, is_static, key_blocks
 from .attention_vectors import view
-from .fragments import DEPTH, EIGHT, ROWS, HalfRows, Lane, RowSums, clamped, half_vectors
-from .fragments import exp2, quad_max, quad_sum
+from .fragments import (
+    DEPTH,
+    EIGHT,
+    ROWS,
+    HalfRows,
+    Lane,
+    RowSums,
+    clamped,
+    exp2,
+    half_vectors,
+    quad_max,
+    quad_sum,
+)
 from .kernel import Gpu, barrier, build, ceil_div, launch, loop, registers
 from .ternary_tile import WARP, cores
 from .vectors import LANES, held, lane
@@ -226,8 +237,10 @@ class _Block:
             Split(heads, self.lane, thread, threads, layout.keys) for _ in range(2)
         )
         own = bind(self.lane.subgroup * (ROWS * layout.tiles))
-        self.tiles = [_Tile(packed, self.b, self.first, own + ROWS * n, self.lane)
-                      for n in range(layout.tiles)]
+        self.tiles = [
+            _Tile(packed, self.b, self.first, own + ROWS * n, self.lane)
+            for n in range(layout.tiles)
+        ]
 
     def emit(self, out: Buffer) -> None:
         """Emit the block."""
@@ -239,20 +252,26 @@ class _Block:
         begin, end = key_blocks(packed, self.b, self.first, layout.queries, layout.keys)
         last = packed.context - 1
         latest = bind(packed.starts[self.b, T.min(self.first + (layout.queries - 1), last)])
+        furthest = bind(self.first + self.tiles[-1].own + (ROWS - 1))
         with loop(end, begin) as index:
             block = bind(index * layout.keys)
             self.key.stage(packed.key(self.b, kv), block, last)
             self.value.stage(packed.value(self.b, kv), block, last, VALUES)
             barrier()
-            scores = self._scores()
-            hidden = T.Or(block + layout.keys > self.first + 1, block < latest)
-            when(hidden, lambda: self._mask(scores, block))
-            for tile, own in zip(self.tiles, scores, strict=True):
-                tile.mixture.scale(*tile.softmax.update(own))
-            self._mix(scores)
+            # A subgroup whose queries all precede the keys has nothing to do.
+            when(block <= furthest, partial(self._attend, block, latest))
             barrier()
         for tile in self.tiles:
             tile.store(out, self.h)
+
+    def _attend(self, block: Expr, latest: Expr) -> None:
+        """Emit the attention to a block of keys; `latest` is where the last document begins."""
+        scores = self._scores()
+        hidden = T.Or(block + self.layout.keys > self.first + 1, block < latest)
+        when(hidden, lambda: self._mask(scores, block))
+        for tile, own in zip(self.tiles, scores, strict=True):
+            tile.mixture.scale(*tile.softmax.update(own))
+        self._mix(scores)
 
     def _load_queries(self) -> None:
         """Emit the queries' way through the keys' memory into registers, in units of log 2."""

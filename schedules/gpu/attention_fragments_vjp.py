@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, bind, shape
@@ -20,7 +19,7 @@ from .attention_adjoint import Adjoint
 from .attention_heads import Heads
 from .attention_rows import PackedRows, is_static
 from .attention_vjp import BUSY, add_parts
-from .attention_vjp_fragments import KeyBlock, QueryBlock, Stored, streamed, subgroups_for
+from .attention_vjp_fragments import KeyBlock, QueryBlock, Stored, fits, subgroups_for
 from .fragments import DEPTH, ROWS
 from .halves import Halves
 from .kernel import Gpu, build, ceil_div, launch
@@ -37,7 +36,7 @@ def fragments(
     gpu, heads = Gpu(target), replace(Heads.of(parameters, target), halves=True)
     if heads.head_dim % DEPTH or heads.heads * heads.head_dim % LANES:
         return None
-    if streamed(heads) is None:
+    if not fits(heads):
         return None
 
     def body(dy: Buffer, qkv: Buffer, starts: Buffer, rope: Buffer, out: Buffer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from tvm import tirx
@@ -20,7 +21,7 @@ from .reduction import reduction
 from .ternary_tile import cores
 from .vectors import fours, held, lane
 
-STREAMED = {64: 64, 96: 32}
+STREAMED = {96: 32}
 """Rows of a block that stream past others, by the widest heads: their products are in registers."""
 NARROWEST = 16
 """The same of wider heads."""
@@ -30,11 +31,16 @@ NEVER = 1 << 30
 """Where the document of no query begins."""
 
 
-def streamed(heads: Heads) -> int | None:
-    """Return the rows of a block that streams past; None where shared memory holds none."""
-    rows = next((n for widest, n in STREAMED.items() if heads.head_dim <= widest), NARROWEST)
+def streamed(heads: Heads) -> int:
+    """Return the rows of a block that streams past."""
+    return next((n for widest, n in STREAMED.items() if heads.head_dim <= widest), NARROWEST)
+
+
+def fits(heads: Heads) -> bool:
+    """Tell whether shared memory holds two blocks, and what is known of their rows."""
+    rows = streamed(heads)
     size = 2 * max(rows, SUBGROUPS[0] * ROWS) * (heads.head_dim // EIGHT + 1) * 16
-    return rows if size + 32 * rows + 1024 <= heads.shared_bytes else None
+    return size + 32 * rows + 1024 <= heads.shared_bytes
 
 
 def subgroups_for(gpu: Gpu, tasks: int, context: int) -> int:
@@ -68,6 +74,7 @@ class Stored:
     def rows(self) -> Buffer:
         """Return queries, keys and values, in vectors of eight."""
         rotated = self.packed.rotated
+        assert rotated is not None
         rows, vectors = rotated.shape
         return view(rotated, [rows, vectors * self.heads.lanes // EIGHT], "int32x4")
 
@@ -225,19 +232,22 @@ class QueryBlock(_Block):
         self.seen = [bind(T.min(token, self.packed.context - 1)) for token in self.tokens]
         self.starts = [bind(self.packed.starts[self.b, token]) for token in self.seen]
         blocks = key_blocks(self.packed, self.b, self.first, self.count, self.streamed)
-        logarithm, mean, reach = self._statistics(*blocks)
+        logarithm, mean, reach = self._statistics(blocks)
         places = [bind(self.begin + token) for token in self.seen]
         undo = [held(stored.halves.undo[place]) for place in places]
         for i, token in enumerate(self.tokens):
-            keep = partial(self._keep, places[i], logarithm[i], mean[i] * undo[i], reach[i], undo[i])
+            keep = partial(
+                self._keep, places[i], logarithm[i], mean[i] * undo[i], reach[i], undo[i]
+            )
             when(tirx.all(self.lane.column == 0, token < self.packed.context), keep)
         # An adjoint of a score is at most twice the largest product.
         factors = [scales(reach[i]) for i in range(2)]
         ups = [held(up * T.float32(0.5)) for up, _ in factors]
         dquery = RowSums(heads.head_dim)
         dquery.clear()
-        with loop(blocks[1], blocks[0]) as index:
-            scores, dweights = self._tiles(bind(index * self.streamed))
+
+        def add(block: Expr) -> None:
+            scores, dweights = self._tiles(block)
             for j in range(scores.count):
                 found = []
                 for c, (score, dweight) in enumerate(
@@ -248,21 +258,28 @@ class QueryBlock(_Block):
                     found.append(held(weight * (dweight - mean[i])))
                 scores.put(j, found)
             _mix(dquery, scores, self.one.rows, heads.head_dim, self.streamed)
-            barrier()
+
+        self._each(blocks, add)
         out = stored.pairs(stored.out)
         for i, token in enumerate(self.tokens):
             factor = held(factors[i][1] * T.float32(2.0 * heads.scale) * undo[i])
             store = partial(self.store_rotated, i, out, self.h, dquery, factor)
             when(token < self.packed.context, store)
 
+    def _each(self, blocks: tuple[Expr, Expr], body: Callable[[Expr], None]) -> None:
+        """Emit ``body(first key)`` for the blocks of keys that the subgroup's queries see."""
+        key, rows = self.heads.heads + self.kv, self.streamed
+        furthest = bind(self.first + self.own + (ROWS - 1))
+        with loop(blocks[1], blocks[0]) as index:
+            block = bind(index * rows)
+            self.stage(rows, block, (self.matrix, key), (self.matrix, key + self.heads.kv_heads))
+            barrier()
+            when(block <= furthest, partial(body, block))
+            barrier()
+
     def _tiles(self, block: Expr) -> tuple[RowSums, RowSums]:
         """Emit the scores, in units of log 2, and dP for the keys from `block` on."""
         heads = self.heads
-        key = heads.heads + self.kv
-        self.stage(
-            self.streamed, block, (self.matrix, key), (self.matrix, key + heads.kv_heads)
-        )
-        barrier()
         scores, dweights = (
             _products(left, rows.rows, self.streamed, heads.head_dim)
             for left, rows in zip(self.left, (self.one, self.other), strict=True)
@@ -277,7 +294,7 @@ class QueryBlock(_Block):
             scores.put(j, found)
         return scores, dweights
 
-    def _statistics(self, begin: Expr, end: Expr) -> tuple[list[Expr], list[Expr], list[Expr]]:
+    def _statistics(self, blocks: tuple[Expr, Expr]) -> tuple[list[Expr], list[Expr], list[Expr]]:
         """Emit the sums of the thread's rows.
 
         Returns
@@ -290,11 +307,13 @@ class QueryBlock(_Block):
             T.buffer_store(top, T.float32(MASKED), [i])
             for sums in (total, weighted, reach):
                 T.buffer_store(sums, T.float32(0.0), [i])
-        with loop(end, begin) as index:
-            scores, dweights = self._tiles(bind(index * self.streamed))
+
+        def add(block: Expr) -> None:
+            scores, dweights = self._tiles(block)
             for i in range(2):
                 self._add_row(i, scores, dweights, (top, total, weighted, reach))
-            barrier()
+
+        self._each(blocks, add)
         found: tuple[list[Expr], list[Expr], list[Expr]] = ([], [], [])
         for i in range(2):
             peak = quad_max(top[i])
@@ -349,9 +368,7 @@ class KeyBlock(_Block):
         heads, stored = self.heads, self.stored
         self.kv = bind(self.h // heads.group) if stored.apart else self.h
         key = heads.heads + self.kv
-        self.stage(
-            self.count, self.first, (self.matrix, key), (self.matrix, key + heads.kv_heads)
-        )
+        self.stage(self.count, self.first, (self.matrix, key), (self.matrix, key + heads.kv_heads))
         self.left = self.lefts()
         self._measure()
         self.dkey, self.dvalue = RowSums(heads.head_dim), RowSums(heads.head_dim)
@@ -430,10 +447,16 @@ class KeyBlock(_Block):
                 when(column < self.streamed, partial(copy, column))
 
     def _queries(self, h: Expr, block: Expr) -> None:
-        heads = self.heads
         self.stage(self.streamed, block, (self.matrix, h), (self.outer, h))
         self._stage_columns(h, block)
         barrier()
+        # A subgroup whose keys all follow the queries has nothing to do.
+        seen = self.first + self.own < block + self.streamed
+        when(seen, partial(self._add_queries, block))
+        barrier()
+
+    def _add_queries(self, block: Expr) -> None:
+        heads = self.heads
         scores, dweights = (
             _products(left, rows.rows, self.streamed, heads.head_dim)
             for left, rows in zip(self.left, (self.one, self.other), strict=True)
@@ -457,4 +480,3 @@ class KeyBlock(_Block):
             dweights.put(j, adjoints)
         _mix(self.dvalue, scores, self.other.rows, heads.head_dim, self.streamed)
         _mix(self.dkey, dweights, self.one.rows, heads.head_dim, self.streamed)
-        barrier()

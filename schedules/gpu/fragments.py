@@ -15,7 +15,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..tir import Buffer, Expr, bind
+from ..tir import Expr, bind
 from .kernel import registers, shared
 from .vectors import LANES, four, held, lane
 

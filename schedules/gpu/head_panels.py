@@ -64,7 +64,7 @@ class WeightPanel(InputPanel):
         Elements of a strip, some whole steps.
     """
 
-    dtypes = (WORDS, HALF)
+    dtypes: Sequence[str] = (WORDS, HALF)
 
     def __init__(
         self, tile: MatrixTile, words: Buffer, first: Expr, factors: Buffer, strip: int

@@ -157,7 +157,8 @@ class _HeadLoss:
         """Emit the logits of a chunk, and what is left of each strip."""
         tile, strips = self.tile, self.chunks.strips
         steps = self.columns // (EIGHT * tile.step)
-        with launch([self.down, strips], [tile.threads(self.gpu.subgroup)]) as (down, strip, thread):
+        threads = tile.threads(self.gpu.subgroup)
+        with launch([self.down, strips], [threads]) as (down, strip, thread):
             row, begin = bind(down * tile.rows), bind(first + strip * STRIP)
             block = HalfBlock(
                 self.gpu,
@@ -361,7 +362,8 @@ class _Strip:
         self.places = [bind(first + c) for c in range(LANES)]
         self.exists = [not head.chunks.exact and place < head.vocabulary for place in self.places]
         self.vector = bind(strip * (STRIP // LANES) + share.lane)
-        self.scale = self.weight = None
+        self.scale: list[Expr] | None = None
+        self.weight: list[Expr] | None = None
         if head.scale is not None:
             self.scale = [held(head.scale[head.chunks.row(place)]) for place in self.places]
 
