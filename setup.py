@@ -60,7 +60,7 @@ def extension(kind: str) -> Extension:
     unix = sys.platform != "win32"
     return Extension(
         f"bitfabric.runtime.native.libbitfabric_{kind}",
-        [str(NATIVE / f"{kind}.cc")],
+        [str(NATIVE / build.source(kind).name)],
         depends=[str(path.relative_to(Path.cwd())) for path in build.sources(kind)],
         include_dirs=build.include_folders(),
         define_macros=[("BITFABRIC_BUILD_KEY", f'"{build.build_key(kind)}"')],

@@ -3,64 +3,43 @@
 Run as ``python bench/estimate.py [--model 125M --model 1B] [--rounds 15] [--folder bundles]``. A
 shared machine's speed moves from one second to the next, so the calibration that the prediction is
 scaled by and the measurement alternate, and the median over the rounds of their ratio counts. What
-is measured is what a person runs: the engines of `bench/headline.py`, each in a process of its own.
+is measured is what `fabric bench` measures, in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from bitfabric.cli.bench_sides import Side
 from bitfabric.compiler import CompileOptions, estimate
 from bitfabric.compiler.calibration import Calibrator
 from bitfabric.models import open_model
 from bitfabric.targets import get_target
 from headline import CONTEXT, compiled
 
-HEADLINE = Path(__file__).with_name("headline.py")
 CALIBRATION_SECONDS = 0.15
 """How long each of the three probes runs in a round."""
 
 
-@contextmanager
-def engine(work: str, bundle: Path) -> Iterator[Any]:
-    """Give a function that measures once, in a process that stays: ``train`` or ``infer``."""
-    command = [sys.executable, str(HEADLINE), "--measure", f"{work}-rounds", str(bundle)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-
-        def measure() -> dict[str, float]:
-            process.stdin.write("\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
-        yield measure
-        process.stdin.close()
-
-
 def compared(model: str, train: bool, folder: Path, rounds: int) -> Iterator[tuple[str, ...]]:
     """Yield the table's rows of memory and of time."""
-    work, config = "train" if train else "infer", open_model(f"random:{model}").config
+    work, config = "train" if train else "decode", open_model(f"random:{model}").config
     target, options = get_target("cpu"), CompileOptions(context=CONTEXT)
     calibrator, pairs, memory = Calibrator(target), [], 0.0
-    with engine(work, compiled(model, folder)) as measure:
-        measure()
+    command = [sys.executable, "-m", "bitfabric.runtime.measure", str(compiled(model, folder))]
+    tokens = CONTEXT if train else 1
+    with Side("fabric", [*command, "--work", work]) as side:
+        side.round()
         for _ in range(rounds):
             speed = calibrator.measure(CALIBRATION_SECONDS)
-            found = measure()
+            found = side.round()
             predicted = estimate(config, target, options, train, speed)
-            pairs.append((predicted.step_seconds, found["seconds"]))
-            memory = found["memory"]
+            pairs.append((predicted.step_seconds, tokens / found["tokens_per_s"]))
+            memory = found["peak_memory_mib"]
     yield row(f"{model} {work} memory", [(predicted.peak_memory_mib, memory)], "MiB")
     yield row(f"{model} {work} step", [(1e3 * p, 1e3 * m) for p, m in pairs], "ms")
 

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from .adapter import adapter_group
+from .bench import bench_command
 from .compile import compile_command
 from .device import device_group
 from .devices import devices_command
@@ -63,6 +64,7 @@ for _command in (
     merge_command,
     export_command,
     estimate_command,
+    bench_command,
     tune_command,
     records_group,
     inspect_command,

@@ -46,7 +46,9 @@ def check_drivers(api: DeviceApi) -> list[Row]:
     subject = f"{api.name} drivers"
     if found:
         rows.append(Row(subject, OK, found))
-    elif not on_android() and f"FABRIC_{api.kind.upper()}_LIB" not in os.environ:
+    elif folders and not on_android() and not any(
+        name in os.environ for name in drivers.variables if name.startswith("FABRIC_")
+    ):
         rows.append(Row(subject, MISSING, f"{folders[0]} lists none", drivers.install))
     variables = (*SHARED_VARIABLES, *drivers.variables)
     told = [f"{name}={os.environ[name]}" for name in variables if name in os.environ]

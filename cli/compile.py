@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,12 @@ def compile_command(
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 2**20
 
     output.say(f"[green]Done[/] in {seconds:.1f} s: [bold]{bundle}[/], {size:.1f} MiB.")
+    plan = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["plan"]
+    output.say(
+        f"A training step takes at most {plan['training']['peak'] / 2**20:,.0f} MiB, with "
+        f"{plan['resident_layers']} of {checkpoint.config.num_layers} layers in memory; "
+        f"`fabric inspect {bundle}` shows the plan."
+    )
     kernels = report_tuning(bundle, tuning, output)
     notes = bundle / "DEPLOY.md"
     if notes.is_file():
@@ -122,6 +129,8 @@ def compile_command(
             "seconds": seconds,
             "size_mib": size,
             "kernels": kernels,
+            "planned_mib": plan["training"]["peak"] / 2**20,
+            "resident_layers": plan["resident_layers"],
         }
     )
 

@@ -54,10 +54,11 @@ def _kernels(kind: str, device: dict[str, Any]) -> dict[str, Kernel]:
         return opencl_kernels(bool(device["fp16"]))
     try:
         from ..compiler.cuda import has_toolkit
+        from ..compiler.rocm import has_linker
         from ..compiler.self_test import self_test_kernels
     except ImportError:
         return {}
-    if kind == "cuda" and not has_toolkit():
+    if (kind == "cuda" and not has_toolkit()) or (kind == "rocm" and not has_linker()):
         return {}
     return self_test_kernels(APIS[kind].from_device(device), THREADS, GROUPS)
 

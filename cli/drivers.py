@@ -12,7 +12,8 @@ class Drivers:
     Attributes
     ----------
     folders : tuple of str
-        Where they are listed, a file each; ``~`` is the person's own folder.
+        Where they are listed, a file each; ``~`` is the person's own folder. None where the system
+        has them built in.
     pattern : str
         Of those files' names.
     folder_variable : str
@@ -55,6 +56,15 @@ DRIVERS = {
         makers={"0x10de": "Install NVIDIA's driver, 580 or later, and: "
                 "pip install 'nvidia-cuda-runtime>=13,<14'"},
     ),
+    "metal": Drivers(
+        folders=(),
+        pattern="",
+        folder_variable="",
+        variables=("MTL_DEBUG_LAYER", "MTL_SHADER_VALIDATION", "METAL_DEVICE_WRAPPER_TYPE"),
+        install="Metal is Apple's, and part of macOS; on this computer, use another target.",
+        phone="Phones with Android have none; use --target vulkan:auto.",
+        makers={},
+    ),
     "opencl": Drivers(
         folders=("/etc/OpenCL/vendors",),
         pattern="*.icd",
@@ -74,6 +84,19 @@ DRIVERS = {
             "0x1002": "Install ROCm's OpenCL (rocm-opencl-icd or AMD's rocm-opencl), or apt "
             "install mesa-opencl-icd and set RUSTICL_ENABLE=radeonsi.",
         },
+    ),
+    "rocm": Drivers(
+        folders=("/opt/rocm/.info",),
+        pattern="version",
+        folder_variable="",
+        variables=(
+            "FABRIC_HIP_LIB", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+            "HSA_OVERRIDE_GFX_VERSION",
+        ),
+        install="For an AMD graphics processor, install ROCm, 6.0 or later.",
+        phone="Phones have none; use --target vulkan:auto.",
+        makers={"0x1002": "Install ROCm, 6.0 or later, and see that you may open /dev/kfd (group "
+                "render); many Radeons that ROCm does not serve run --target vulkan:auto."},
     ),
     "vulkan": Drivers(
         folders=(

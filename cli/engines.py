@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..runtime.budget import inference_engine, training_engine
 from ..runtime.bundle import Bundle, open_bundle
-from ..runtime.engine import TrainingEngine
-from ..runtime.inference import InferenceEngine
 from ..runtime.protocols import Generates, Tensors, Trains
 from .output import Output
 from .progress import PhaseBar
@@ -35,7 +34,13 @@ class Engines:
     write: Callable[[Bundle, Sequence[tuple[Tensors, float]], int], Generates]
 
 
-LOCAL = Engines(open_bundle, TrainingEngine, InferenceEngine)
+def local_engines(budget: int | None) -> Engines:
+    """Return the engines of this machine, within so many bytes of memory where it is said."""
+    return Engines(
+        open_bundle,
+        partial(training_engine, budget=budget),
+        partial(inference_engine, budget=budget),
+    )
 
 
 def remote_engines(output: Output, device: str) -> Engines:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import SEED_UNUSED, command, option
+from .memory_plan import draw_plan, show_plan
 from .options import compile_options, read_options, seeded
 from .output import Output
 from .targets import chosen_target
+
+if TYPE_CHECKING:
+    from ..compiler import CompileOptions
 
 
 @command(
@@ -24,12 +29,20 @@ from .targets import chosen_target
 @click.argument("model")
 @compile_options
 @option("--inference", is_flag=True, help="Estimate writing text instead of training.")
+@option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Draw the memory over a step, as an SVG file.",
+)
 def estimate_command(
     output: Output,
     model: str,
     target: str,
     i2s_layout: str,
     inference: bool,
+    picture: Path | None,
     seed: int | None,
     **values: Any,
 ) -> None:
@@ -52,15 +65,18 @@ def estimate_command(
         f"[bold]{checkpoint.name}[/] on [bold]{chosen.name}[/], {what}: "
         f"{found.parameters / 1e6:,.1f} M parameters"
     )
-    table = output.table("", "MiB", numbers=(1,))
-    for name, mib in found.rows:
-        table.add_row(name, f"{mib:,.1f}")
-    table.add_row("[bold]peak memory[/]", f"[bold]{found.peak_memory_mib:,.1f}[/]")
-    output.show(table)
+    plan = found.plan.to_dict()
+    show_plan(output, plan)
+    output.say(f"At most [bold]{found.peak_memory_mib:,.1f} MiB[/] at once.")
+    if changed := _chosen(options, found.options, checkpoint.config.num_layers):
+        output.say(f"To fit the budget: {changed}.")
+    if picture is not None:
+        draw_plan(plan, picture, f"{checkpoint.name} on {chosen.name}")
+        output.say(f"Drawn: [bold]{picture}[/].")
     step = (
         "One token"
         if inference
-        else f"One micro-batch of {options.micro_batch} x {options.context} tokens"
+        else f"One micro-batch of {found.options.micro_batch} x {options.context} tokens"
     )
     if found.step_seconds is None:
         output.say("How fast a device is can only be measured on it.")
@@ -72,8 +88,25 @@ def estimate_command(
             "step_seconds": found.step_seconds,
             "parameters": found.parameters,
             "rows": dict(found.rows),
+            "plan": plan,
+            "resident_layers": found.options.resident_layers,
+            "gradients": found.options.gradients,
+            "micro_batch": found.options.micro_batch,
         }
     )
+
+
+def _chosen(asked: CompileOptions, found: CompileOptions, depth: int) -> str:
+    """Say what a budget has changed of the options; "" where it is nothing."""
+    changes = {
+        f"{found.resident_layers} of {depth} layers in memory, the others read as they compute": (
+            asked.resident_layers != found.resident_layers
+        ),
+        f"{found.micro_batch} rows at once": asked.micro_batch != found.micro_batch,
+        f"the gradients of one layer ({found.gradients})": asked.gradients != found.gradients,
+        f"an {found.head} head": asked.head != found.head,
+    }
+    return ", ".join(text for text, changed in changes.items() if changed)
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from .common import SEED_UNUSED, command
+from .common import SEED_UNUSED, command, option
+from .memory_plan import draw_plan, show_plan
 from .output import Output
 
 MIB = 2**20
@@ -20,7 +21,14 @@ MIB = 2**20
     seed_help=SEED_UNUSED,
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-def inspect_command(output: Output, bundle: Path, seed: int | None) -> None:
+@option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Draw the memory over a training step, as an SVG file.",
+)
+def inspect_command(output: Output, bundle: Path, picture: Path | None, seed: int | None) -> None:
     """Show what BUNDLE holds: model, target, kernels, memory plan, files.
 
     BUNDLE is a folder that `fabric compile` has written, or the module.so in it. Every file is
@@ -34,7 +42,10 @@ def inspect_command(output: Output, bundle: Path, seed: int | None) -> None:
     output.say(f"[bold]{opened.path}[/]  {size:.1f} MiB, every file as it was written\n")
     _overview(output, manifest)
     _kernels(output, manifest["kernels"])
+    _plan(output, manifest["plan"], manifest["model"]["config"]["num_layers"])
     _memory(output, manifest["memory"])
+    if picture is not None:
+        draw_plan(manifest["plan"]["training"], picture, f"{opened.path.name}, a training step")
     _files(output, manifest["files"])
     output.result({"bundle": opened.path, "size_mib": size, "manifest": manifest})
 
@@ -76,9 +87,21 @@ def _kernels(output: Output, kernels: dict[str, str]) -> None:
     output.show(table)
 
 
+def _plan(output: Output, plan: dict[str, Any], depth: int) -> None:
+    """Print what is in memory in a training step, and in writing."""
+    budget = f", within {plan['budget'] / MIB:,.0f} MiB" if plan["budget"] else ""
+    kept = "of every layer" if plan["gradients"] == "all" else f"of one layer ({plan['gradients']})"
+    output.say(
+        f"\n[bold]Memory plan[/]  {plan['resident_layers']} of {depth} layers in memory, gradients "
+        f"{kept}{budget}"
+    )
+    for work in ("training", "writing"):
+        show_plan(output, plan[work])
+
+
 def _memory(output: Output, memory: dict[str, int]) -> None:
-    """Print the scratch memory of each function, largest first."""
-    output.say("\n[bold]Memory plan[/]  scratch space of each function")
+    """Print the storage of each function, largest first."""
+    output.say("\n[bold]Functions[/]  the storage that each one plans")
     table = output.table("function", "MiB", numbers=(1,))
     for name, size in sorted(memory.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{size / MIB:.2f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,28 @@ from .common import option
 
 if TYPE_CHECKING:
     from ..compiler import CompileOptions
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+class Size(click.ParamType):
+    """A number of bytes, with or without a unit: 512MiB, 1.5GiB, 2GB, 900m."""
+
+    name = "size"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Name the value in the help."""
+        return "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", value.lower())
+        if found is None:
+            self.fail(f"{value!r} is no size; write it as 512MiB or 1.5GiB.", param, ctx)
+        return int(float(found[1]) * UNITS[found[2] or ""])
+
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -73,6 +96,25 @@ _OPTIONS = (
         help="How the output head is stored: int8 is smaller and faster, f16 exact.",
     ),
     option(
+        "--memory-budget",
+        type=Size(),
+        default=None,
+        help="Most memory that training may take, such as 1GiB: the compiler chooses what fits.",
+    ),
+    option(
+        "--stream",
+        is_flag=True,
+        help="Keep two layers in memory; the next is read while one computes.",
+    ),
+    option(
+        "--gradients",
+        type=click.Choice(["all", "layer", "layer-twice"]),
+        default="all",
+        show_default=True,
+        help="Keep those of all layers, or of one: a step is then one micro-batch, clipped by "
+        "the norm of the step before, or after a second backward pass.",
+    ),
+    option(
         "--i2s-layout",
         type=click.Choice(["auto", "x86", "arm"]),
         default="auto",
@@ -116,6 +158,9 @@ def read_options(values: dict[str, Any]) -> CompileOptions:
             rslora=values.pop("rslora"),
         ),
         head=values.pop("head"),
+        resident_layers=0 if values.pop("stream") else None,
+        gradients=values.pop("gradients"),
+        memory_budget=values.pop("memory_budget"),
     )
 
 

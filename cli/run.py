@@ -38,7 +38,8 @@ def run_command(output: Output, bundle: Path, seed: int | None, **values: Any) -
     BUNDLE is what `fabric compile` has written, or the module.so in it. Data is JSONL with a
     text, or a prompt and a completion, or messages on each line; or plain text.
     """
-    mode, engines = _mode(values), _engines(output, values.pop("device"))
+    mode = _mode(values)
+    engines = _engines(output, values.pop("device"), values.pop("memory_budget"))
     if mode == "train":
         from .run_training import train
 
@@ -54,17 +55,19 @@ def run_command(output: Output, bundle: Path, seed: int | None, **values: Any) -
         output.result(work(output, bundle, seed, values, engines))
 
 
-def _engines(output: Output, device: str | None) -> Engines:
+def _engines(output: Output, device: str | None, budget: int | None) -> Engines:
     """Find out where to compute: here, on a device of this machine's, or on one elsewhere."""
     from ..runtime.remote.address import is_remote
-    from .engines import LOCAL, remote_engines
+    from .engines import local_engines, remote_engines
 
     named = device or os.environ.get(DEVICE_VARIABLE)
     if named is not None and is_remote(named):
+        if budget is not None:
+            raise click.UsageError("--memory-budget holds for this machine's devices only.")
         return remote_engines(output, named)
     if device is not None:
         os.environ[DEVICE_VARIABLE] = device
-    return LOCAL
+    return local_engines(budget)
 
 
 def _mode(values: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from .common import option
+from .options import Size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -47,6 +48,12 @@ _WORK = (
         metavar="NAME",
         help="Which device, where the bundle is for one: vulkan:1, or a part of its name; or one "
         "that is elsewhere: rpc://HOST:PORT/KEY, see `fabric device serve`.",
+    ),
+    _work(
+        "--memory-budget",
+        type=Size(),
+        default=None,
+        help="Most memory that it may take.  [default: that of the compilation, in training]",
     ),
 )
 

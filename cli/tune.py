@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..targets import FabricError, Target
+from ..targets import DEVICE_VARIABLE, FabricError, Target
+from .bench_sides import REMOTE
 from .common import command, option
 from .options import compile_options, read_options, seeded
 from .output import EXIT_INTERRUPTED, Output
@@ -37,6 +39,7 @@ class TuningInterrupted(FabricError):
         "fabric tune random:125M --context 128 --time 10",
         "fabric tune random:1B --target vulkan:auto --trials 1000",
         "fabric tune random:1B --resume",
+        "fabric tune nano --target adreno --device rpc://127.0.0.1:9200/phone",
     ],
     seed_help="Seed of the search, and of the weights of a random: model.",
 )
@@ -55,6 +58,11 @@ class TuningInterrupted(FabricError):
     help="Go on where earlier runs stopped, also with kernels that have records.",
 )  # fmt: skip
 @option("--no-gain", is_flag=True, help="Do not measure what the model as a whole gains.")
+@option(
+    "--device", default=None, metavar="NAME",
+    help="Which device: vulkan:1, a part of its name, or one elsewhere, rpc://HOST:PORT/KEY; of a "
+    "tracker all devices with the key, at once.",
+)  # fmt: skip
 def tune_command(
     output: Output,
     model: str,
@@ -64,10 +72,11 @@ def tune_command(
     minutes: float | None,
     resume: bool,
     no_gain: bool,
+    device: str | None,
     seed: int | None,
     **values: Any,
 ) -> None:
-    """Find the fastest schedule for each kernel of MODEL on this machine's device.
+    """Find the fastest schedule for each kernel of MODEL on this machine's device, or another's.
 
     MODEL is what `fabric compile` takes, which from then on uses what was found, for every model
     that has kernels of these shapes or near them. A search may be stopped at any time: each record
@@ -75,61 +84,87 @@ def tune_command(
     """
     from ..models import open_model
 
-    chosen = chosen_target(target)
+    # What was mistyped is told before TVM is imported, which takes a second or two.
+    there = device if device is not None and device.startswith(REMOTE) else None
+    named = None if there else chosen_target(target)
     checkpoint = open_model(seeded(model, seed), i2s_layout)
     options = read_options(values)
     from ..compiler.tuning.cost_model import require_xgboost
-    from .tuning_device import device_here
 
     require_xgboost()
-    device = device_here(chosen)
-    if device is None:
-        raise FabricError(
-            f"The target {chosen.name} is not this machine's, so nothing can be measured here.",
-            "Tune where it runs, and bring the records: fabric records export, then import.",
-        )
+    if device is not None and there is None:
+        os.environ[DEVICE_VARIABLE] = device
+    chosen, about = _device(output, named, there, target)
     from ..compiler.tuning.kernels import kernels_of
 
     with PhaseBar(output) as bar:
         bar("take the model apart", 0.0)
         kernels = kernels_of(checkpoint.config, chosen, options)
         limits = trials, math.inf if minutes is None else 60.0 * minutes
-        tuner = _search(output, bar, (kernels, chosen, device), limits, (resume, seed or 0))
+        what = kernels, chosen, about, there
+        tuner = _search(output, bar, what, limits, (resume, seed or 0))
     _report(output, tuner)
     gain: dict[str, Any] = {}
     if not no_gain:
         from .tune_gain import measured_gain, report_gain
 
         with PhaseBar(output) as bar:
-            gain = measured_gain(checkpoint, chosen, options, tuner.tuning.of(chosen, device), bar)
+            tuning = tuner.tuning.of(chosen, about)
+            gain = measured_gain(checkpoint, options, tuning, there, bar)
         report_gain(output, gain)
     output.hint("From now on `fabric compile` uses these records.")
-    output.result({**_result(tuner, chosen, device), "gain": gain})
+    output.result({**_result(tuner, chosen, about), "gain": gain})
+
+
+def _device(
+    output: Output, target: Target | None, there: str | None, name: str
+) -> tuple[Target, Device]:
+    """Return the target and the device that it is tuned on, here or elsewhere.
+
+    Raises
+    ------
+    FabricError
+        If the target is not that device's.
+    """
+    from .tuning_device import device_here, device_there
+
+    if target is None:
+        assert there is not None
+        return device_there(output, there, name)
+    device = device_here(target)
+    if device is None:
+        raise FabricError(
+            f"The target {target.name} is not this machine's, so nothing can be measured here.",
+            "Tune where it runs, by --device rpc://HOST:PORT/KEY, or there, and bring the records.",
+        )
+    return target, device
 
 
 def _search(
     output: Output,
     bar: PhaseBar,
-    what: tuple[list[Any], Target, Device],
+    what: tuple[list[Any], Target, Device, str | None],
     limits: tuple[int, float],
     how: tuple[bool, int],
 ) -> Tuner:
     """Run the search, which Ctrl-C brings to an end that keeps everything."""
     from ..compiler.tuning.measure import Measurer
+    from ..compiler.tuning.pool import Pool
     from ..compiler.tuning.records import user_file
     from ..compiler.tuning.tuner import Tuner
     from ..runtime.interrupt import StopRequest
 
-    kernels, target, device = what
+    kernels, target, device, there = what
     (trials, seconds), (resume, seed) = limits, how
-    with Measurer(target) as measurer, StopRequest() as stop:
-        tuner = Tuner(kernels, target, device, measurer, resume, seed)
+    measurers = [Measurer(target, device=there) for _ in range(_count(there))]
+    with Pool(measurers, output.aside) as pool, StopRequest() as stop:
+        tuner = Tuner(kernels, target, device, pool, resume, seed)
         for note in tuner.tuning.notes:
             output.say(f"Note: {note}")
         searched = sum(not task.skipped for task in tuner.tasks)
         output.say(
-            f"{len(tuner.tasks)} kernels for [bold]{target.name}[/] on {device.title}, "
-            f"{searched} of them to be searched"
+            f"{len(tuner.tasks)} kernels for [bold]{target.name}[/] on {device.title}"
+            f"{f', {pool.size} of them' if pool.size > 1 else ''}; {searched} to be searched"
         )
 
         def weighed(title: str, share: float) -> None:
@@ -150,6 +185,16 @@ def _search(
             tuner.weigh(weighed)
             tuner.run(trials, seconds, tried)
     return tuner
+
+
+def _count(there: str | None) -> int:
+    """Return how many devices measure at once: all of a tracker's of a key."""
+    if there is None:
+        return 1
+    from ..runtime.remote.address import parse_address
+    from ..runtime.remote.kernels import devices
+
+    return devices(parse_address(there))
 
 
 def _unless(stopped: bool, tuner: Tuner, path: Path) -> None:

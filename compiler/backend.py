@@ -98,7 +98,7 @@ def _cross_build(compiler: str, kind: str, platform: Platform, target: Path) -> 
     command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-s"]
     command += [f'-DBITFABRIC_BUILD_KEY="{build.build_key(kind)}"']
     command += [f"-I{folder}" for folder in build.include_folders()]
-    command += [str(build.FOLDER / f"{kind}.cc"), "-o", str(target)]
+    command += [str(build.source(kind)), "-o", str(target)]
     command += [f"-Wl,-z,max-page-size={PAGE_BYTES}", "-Wl,--no-as-needed"]
     names = [f"lib{name}{platform.library_suffix}" for name in build.LIBRARIES]
     with tempfile.TemporaryDirectory() as folder:

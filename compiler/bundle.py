@@ -30,6 +30,7 @@ def manifest_of(
     weights: list[dict[str, Any]],
     kernels: dict[str, str],
     memory: dict[str, int],
+    plan: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the manifest without its file hashes."""
     lora = options.lora
@@ -59,6 +60,7 @@ def manifest_of(
         "weights": weights,
         "kernels": kernels,
         "memory": memory,
+        "plan": plan,
     }
 
 

@@ -27,6 +27,8 @@ ENTRIES = 32
 """Modules kept; the least recently used go first. One takes about 2 MiB."""
 SOURCES = ("targets", "models", "schedules", "compiler")
 MODULE, RECORD = "module.so", "record.json"
+AT_RUN_TIME = ("debug_dump", "memory_budget", "resident_layers", "gradients")
+"""Options that leave the code as it is."""
 KEY_LENGTH = 64
 """Digits of a key."""
 
@@ -42,8 +44,7 @@ def cache_folder() -> Path:
 
 def key_of(config: ModelConfig, target: Target, options: CompileOptions, tuning: str = "") -> str:
     """Return the key of a module: hexadecimal SHA-256; `tuning` is the digest of the records."""
-    decides = asdict(options)
-    del decides["debug_dump"]
+    decides = {k: v for k, v in asdict(options).items() if k not in AT_RUN_TIME}
     settings = {
         "config": config.to_dict(),
         "options": decides,

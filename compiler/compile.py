@@ -9,13 +9,15 @@ from typing import Any
 from ..models import Checkpoint, ModelConfig
 from ..models.graph import HeadFormat
 from ..targets import Target
+from .budget import within_budget
 from .bundle import Progress, bundle_folder, manifest_of, seal
 from .cache import keep, key_of, recall
 from .deploy import Deployment
 from .link import link, linker
-from .memory import function_workspaces
+from .memory import Footprint, footprints, predicted_footprints
 from .options import CompileOptions
 from .pipeline import build
+from .plan import bundle_plan
 from .tuning.applied import Tuning
 from .weights import write_weights
 
@@ -59,11 +61,15 @@ def compile_model(
     Raises
     ------
     FabricError
-        If a tensor of the model is unusable, a kernel has no schedule for the target, there is no
-        linker or no runtime for it, or the disk is full. Nothing is left behind.
+        If no choice fits the memory budget, a tensor of the model is unusable, a kernel has no
+        schedule for the target, there is no linker or no runtime for it, or the disk is full.
+        Nothing is left behind.
     """
     report = progress or (lambda phase, fraction: None)
     linker(target)
+    options = within_budget(
+        model.config, target, options, lambda of: predicted_footprints(model.config, target, of)
+    )
     deployment = Deployment(target, model, with_runtime)
     with bundle_folder(output) as folder:
         deployment.gather(folder)
@@ -83,8 +89,10 @@ def compile_model(
         (folder / TUNING).write_text(account, encoding="utf-8")
         deployment.describe(folder, output.name, options, weights)
         report("seal", 0.95)
-        kernels, memory = code["kernels"], code["memory"]
-        seal(folder, manifest_of(model, target, options, weights, kernels, memory))
+        found = {name: Footprint(tuple(s), n) for name, (s, n) in code["footprints"].items()}
+        memory = {name: each.planned for name, each in found.items()}
+        plan = bundle_plan(model.config, target, options, found)
+        seal(folder, manifest_of(model, target, options, weights, code["kernels"], memory, plan))
     report("done", 1.0)
     return output
 
@@ -105,7 +113,7 @@ def _code(
         executable, kernels, lowered = build(config, target, options, report, tuning)
         report("link", 0.6)
         link(executable, path, target)
-        memory = function_workspaces(lowered)
-        record = {"kernels": kernels, "memory": memory, "tuning": tuning.account()}
+        found = {name: (f.storages, f.scratch) for name, f in footprints(lowered, target).items()}
+        record = {"kernels": kernels, "footprints": found, "tuning": tuning.account()}
         keep(key, path, record)
     return record

@@ -14,9 +14,9 @@ from .embedding import add_embedding
 from .options import CompileOptions
 from .platforms import Platform, platform_of
 from .runtime_files import (
-    CUDA_LIBRARY,
+    DEVICE_LIBRARIES,
     HEADERS,
-    add_cuda,
+    add_device_runtime,
     add_own_files,
     add_runtime,
     copy_installed,
@@ -36,6 +36,34 @@ from bitfabric.runtime.standalone import main  # noqa: E402
 
 sys.exit(main(HERE, sys.argv[1:]))
 '''
+
+
+FRAMEWORK = """\
+#!/bin/sh
+# Makes Model.framework of module.so, as an app for iOS embeds it. Runs on a Mac with Xcode.
+set -eu
+cd "$(dirname "$0")"
+rm -rf Model.framework
+mkdir Model.framework
+cp module.so Model.framework/Model
+install_name_tool -id @rpath/Model.framework/Model Model.framework/Model
+cat > Model.framework/Info.plist <<'PLIST'
+<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" \
+"http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<plist version="1.0">
+<dict>
+  <key>CFBundleExecutable</key><string>Model</string>
+  <key>CFBundleIdentifier</key><string>org.bitfabric.model</string>
+  <key>CFBundlePackageType</key><string>FMWK</string>
+  <key>CFBundleShortVersionString</key><string>1.0</string>
+  <key>CFBundleVersion</key><string>1</string>
+  <key>MinimumOSVersion</key><string>16.0</string>
+</dict>
+</plist>
+PLIST
+codesign --force --sign "${CODESIGN_IDENTITY:--}" Model.framework
+"""
 
 
 class Deployment:
@@ -80,12 +108,14 @@ class Deployment:
         platform, runtime = self._platform, folder / RUNTIME
         if platform is None:
             return
+        if platform.system == "ios":
+            (folder / "make_framework.sh").write_text(FRAMEWORK, encoding="utf-8")
         if self._with_runtime:
             files = self._model.tokenizer_files
             chat = "chat_template.jinja" in files
             add_runtime(platform, runtime, "tokenizer.json" in files, chat)
-            if self._target.device == "cuda":
-                add_cuda(platform, runtime)
+            if self._target.device in DEVICE_LIBRARIES:
+                add_device_runtime(self._target.device, platform, runtime)
         elif platform.system == "linux-android":
             # No wheel is for Android: TVM's part is built there, and ours against its headers.
             add_own_files(runtime)
@@ -125,7 +155,7 @@ class Deployment:
             self._model.config,
             options.lora,
             device,
-            CUDA_LIBRARY if device == "cuda" else library,
+            DEVICE_LIBRARIES.get(device, library),
             weights,
         )
         text = notes(

@@ -106,6 +106,25 @@ _NEEDS = {
     "macos": ("Apple's SDK", "Compile on a Mac to have it along."),
 }
 
+_IOS = """
+## Put it into an app
+
+`module.so` is a library for iOS 16 and later, with an ad-hoc signature; an app that is signed for a
+device signs it anew. Nobody publishes TVM's runtime for iOS, so it is built once, on a Mac with
+Xcode:
+
+    git clone --depth 1 --recursive --branch v{tvm} https://github.com/apache/tvm
+    cmake -S tvm -B ios -G Xcode -DCMAKE_SYSTEM_NAME=iOS -DCMAKE_OSX_ARCHITECTURES=arm64 \\
+        -DCMAKE_OSX_DEPLOYMENT_TARGET=16.0 -DUSE_METAL=ON -DUSE_LLVM=OFF
+    cmake --build ios --config Release --target tvm_runtime tvm_runtime_metal
+
+An app takes libraries as frameworks. `sh make_framework.sh` makes `Model.framework` of the module.
+
+1. Add `Model.framework` and TVM's libraries to the app, "Embed & Sign".
+2. Add `weights/` to its resources; a file of it is mapped as a whole.
+3. `embed/generate.cc`, with `embed/model.h`, shows every call; its `main` becomes your function,
+   with the paths of `Model.framework/Model` and of the weights.
+"""
 _EMBED = """
 ## Put it into a program
 
@@ -206,7 +225,7 @@ def notes(
         parts.append(_TERMUX_DEVICE[target.device] if library else "")
     elif complete:
         parts.append(_READY.format(pythons=_pythons(platform)))
-    else:
+    elif platform.system != "ios":
         parts.append(_INSTALL.format(folder=folder))
     if library and runtime and not backend:
         needs, remedy = _NEEDS[platform.system]
@@ -222,6 +241,8 @@ def notes(
         )
     if android:
         parts.append(_app(platform, target.device, library, versions[0]))
+    elif platform.system == "ios":
+        parts.append(_IOS.format(tvm=versions[0]))
     else:
         parts.append(_embed(platform, complete, backend))
     return "".join(parts)

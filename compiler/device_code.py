@@ -14,7 +14,9 @@ from tvm.tirx import transform as tirx
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 from ..targets.opencl_source import preamble
-from . import cuda, spirv  # noqa: F401  to load them tells TVM what builds for their targets
+
+# To load them tells TVM what builds for their targets.
+from . import cuda, metal, rocm, spirv  # noqa: F401
 
 NAME = "bitfabric.device"
 """The pipeline's name in TVM's registry."""

@@ -11,6 +11,8 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from ..models.kernels.norm import rms_norm_vjp
+
 FORWARD = "layer_forward"
 ADJOINT = "layer_vjp"
 
@@ -51,6 +53,48 @@ class _DropOnes(PyExprMutator):
         return name == "relax.ones"
 
 
+@mutator
+class _AddInNorm(PyExprMutator):
+    """Rewrites the sum of a norm's adjoint and something else to one kernel.
+
+    So does the adjoint of what goes through a norm and past it, which every residual does.
+    """
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        if getattr(call.op, "name", "") == "relax.add":
+            for term, other in (call.args, reversed(call.args)):
+                found = self._norm(term)
+                if found is not None:
+                    (dy, x, weight), epsilon = found
+                    return rms_norm_vjp(self.builder_, dy, x, weight, epsilon, other)
+        return call
+
+    def _bound(self, value: relax.Expr) -> relax.Expr:
+        """Return what a variable stands for, through the fields of tuples."""
+        while isinstance(value, relax.Var | relax.TupleGetItem):
+            if isinstance(value, relax.Var):
+                found = self.lookup_binding(value)
+            else:
+                fields = self._bound(value.tuple_value)
+                found = fields.fields[value.index] if isinstance(fields, relax.Tuple) else None
+            if found is None:
+                break
+            value = found
+        return value
+
+    def _norm(self, value: relax.Expr) -> tuple[list[relax.Expr], float] | None:
+        """Return the arguments and the epsilon of the adjoint of a norm; None of anything else."""
+        call = self._bound(value)
+        if getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
+            return None
+        attributes = self.builder_.get()[call.args[0]].attrs
+        arguments = list(call.args[1])
+        if str(attributes["fabric.kernel"]) != "rms_norm_vjp" or len(arguments) > 3:
+            return None
+        return arguments, float(attributes["fabric.params"]["epsilon"])
+
+
 def _objective(forward: relax.Function) -> relax.Function:
     """Return ``(*params, dy) -> sum(forward(*params) * dy)``."""
     forward = relax.utils.copy_with_new_vars(forward)
@@ -67,7 +111,7 @@ def _objective(forward: relax.Function) -> relax.Function:
     return bb.get()["objective"]
 
 
-def differentiate(module: tvm.IRModule, inputs: int) -> tvm.IRModule:
+def differentiate(module: tvm.IRModule, inputs: int, fused: bool = False) -> tvm.IRModule:
     """Add ``layer_vjp(*layer_forward's parameters, dy)``.
 
     Parameters
@@ -76,6 +120,8 @@ def differentiate(module: tvm.IRModule, inputs: int) -> tvm.IRModule:
         Holds ``layer_forward``, one dataflow block long.
     inputs : int
         The first so many parameters are differentiated; the rest is frozen.
+    fused : bool
+        Whether the adjoint of a norm takes in what is added to it.
 
     Returns
     -------
@@ -97,7 +143,8 @@ def differentiate(module: tvm.IRModule, inputs: int) -> tvm.IRModule:
     # Through a builder, so that the global variable carries the function's type for callers.
     builder = relax.BlockBuilder(module)
     builder.add_func(vjp.with_attr("global_symbol", ADJOINT), ADJOINT)
-    return _rewritten(builder.get(), _DropOnes, (ADJOINT,))
+    module = _rewritten(builder.get(), _DropOnes, (ADJOINT,))
+    return _rewritten(module, _AddInNorm, (ADJOINT,)) if fused else module
 
 
 def _rewritten(

@@ -14,7 +14,14 @@ from ..models.lora import LoraOptions, adapter_layout
 EXAMPLE = Path(__file__).with_name("generate.cc")
 CAPACITY = 528
 """Tokens that the example's sequence can grow to: an odd number of vectors of 16."""
-_DEVICES = {"cpu": "kDLCPU", "cuda": "kDLCUDA", "opencl": "kDLOpenCL", "vulkan": "kDLVulkan"}
+_DEVICES = {
+    "cpu": "kDLCPU",
+    "cuda": "kDLCUDA",
+    "metal": "kDLMetal",
+    "opencl": "kDLOpenCL",
+    "rocm": "kDLROCM",
+    "vulkan": "kDLVulkan",
+}
 
 _HEADER = """\
 // The tensors and sizes of {name}, for generate.cc. Offsets and sizes are in bytes.

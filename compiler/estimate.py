@@ -8,22 +8,19 @@ reaches (`bench/estimate.py` measures both and prints how far the prediction is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..models.config import ModelConfig
-from ..models.graph import HeadFormat, TensorSpec, head_tensors, layer_tensors
+from ..models.graph import HeadFormat, head_tensors, layer_tensors
 from ..models.lora import adapter_layout
 from ..targets import Target
+from .budget import within_budget
 from .calibration import Calibration, calibrate
-from .memory import function_workspaces
+from .memory import predicted_footprints
 from .options import CompileOptions
-from .pipeline import apply_schedules, build_graph, fuse, lower
+from .plan import Plan, cache_bytes, tensor_bytes, training_plan, writing_plan
 
 MIB = 1 << 20
-PROCESS_MIB = {True: 58.0, False: 52.0}
-"""Python, TVM's runtime, the tokenizer and the loop, in training and in inference."""
-SCRATCH_MIB = 4.0
-"""What the kernels allocate inside: quantised inputs, panels, one chunk of logits."""
 EFFICIENCY = {
     "ternary forward": 0.77,
     "straight-through": 0.82,
@@ -58,12 +55,18 @@ class Estimate:
         Parameters of the model.
     rows : list of (str, float)
         The parts of the memory, MiB.
+    plan : Plan
+        What they are at each point of the work.
+    options : CompileOptions
+        What was asked for, lessened to the memory budget where there is one.
     """
 
     peak_memory_mib: float
     step_seconds: float | None
     parameters: int
     rows: list[tuple[str, float]]
+    plan: Plan
+    options: CompileOptions
 
 
 def estimate(
@@ -93,10 +96,14 @@ def estimate(
     Estimate
         The prediction.
     """
-    rows = _training_rows(config, target, options) if train else _inference_rows(config, options)
+    options = within_budget(
+        config, target, options, lambda of: predicted_footprints(config, target, of)
+    )
+    found = predicted_footprints(config, target, options)
+    plan = (training_plan if train else writing_plan)(config, target, options, found)
+    rows = [(name, size / MIB) for name, size in plan.at_peak() if size]
     seconds = None
     if target.family == "cpu":
-        rows = [("Python and TVM's runtime", PROCESS_MIB[train]), *rows]
         predict = _training_seconds if train else _token_seconds
         seconds = predict(config, options, calibration or calibrate(target))
     return Estimate(
@@ -104,51 +111,9 @@ def estimate(
         step_seconds=seconds,
         parameters=config.parameters,
         rows=rows,
+        plan=plan,
+        options=options,
     )
-
-
-def _bytes(specs: list[TensorSpec]) -> int:
-    sizes = {"int8": 1, "float16": 2, "float32": 4, "int32": 4}
-    total = 0
-    for spec in specs:
-        size = sizes[spec.dtype]
-        for extent in spec.shape:
-            size *= extent
-        total += size
-    return total
-
-
-def _weight_rows(config: ModelConfig, options: CompileOptions) -> list[tuple[str, float]]:
-    layers = config.num_layers * _bytes(layer_tensors(config))
-    ends = _bytes(head_tensors(config, HeadFormat(options.head)))
-    return [("ternary weights", layers / MIB), ("embedding and head", ends / MIB)]
-
-
-def _training_rows(
-    config: ModelConfig, target: Target, options: CompileOptions
-) -> list[tuple[str, float]]:
-    module, _ = apply_schedules(fuse(build_graph(replace(config, num_layers=1), options)), target)
-    plan = function_workspaces(lower(module))
-    tokens = options.context * options.micro_batch
-    adapter = config.num_layers * adapter_layout(config, options.lora).size * 4
-    states = (config.num_layers + 1) * tokens * config.hidden_size * 4
-    largest = max(plan["layer_vjp"] + plan["layer_forward"], plan["head_loss_vjp"])
-    return [
-        *_weight_rows(config, options),
-        ("adapter, gradients, moments", 4 * adapter / MIB),
-        ("layer inputs", states / MIB),
-        ("workspace", largest / MIB + SCRATCH_MIB),
-    ]
-
-
-def _inference_rows(config: ModelConfig, options: CompileOptions) -> list[tuple[str, float]]:
-    adapter = config.num_layers * adapter_layout(config, options.lora).size * 4
-    return [
-        *_weight_rows(config, options),
-        ("adapter", adapter / MIB),
-        ("key and value cache", _cache_bytes(config, options) / MIB),
-        ("workspace", SCRATCH_MIB),
-    ]
 
 
 def _training_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:
@@ -173,14 +138,10 @@ def _training_seconds(config: ModelConfig, options: CompileOptions, speed: Calib
 
 def _token_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:
     """Every packed weight, the head, and the keys and values so far are read once a token."""
-    (_, layers), (_, ends) = _weight_rows(config, options)
-    plain = ends * MIB + _cache_bytes(config, options)
+    layers = config.num_layers * tensor_bytes(layer_tensors(config))
+    ends = tensor_bytes(head_tensors(config, HeadFormat(options.head)))
+    plain = ends + cache_bytes(config, options)
     calls = config.num_layers * KERNELS_A_LAYER[False] * CALL_SECONDS[False]
-    seconds = layers * MIB / speed.ternary + plain / speed.read
-    uncached = 1.0 - min(CACHED_BYTES / (layers * MIB + plain), 1.0)
+    seconds = layers / speed.ternary + plain / speed.read
+    uncached = 1.0 - min(CACHED_BYTES / (layers + plain), 1.0)
     return uncached * seconds + calls
-
-
-def _cache_bytes(config: ModelConfig, options: CompileOptions) -> int:
-    """Return the bytes of the float32 keys and values of one context."""
-    return 2 * config.num_layers * options.context * config.num_kv_heads * config.head_dim * 4

@@ -19,10 +19,16 @@ from tvm import relax
 
 from ..targets import FabricError, Target, host_triple, machine
 from .carrier import pack_imports
+from .mach_o import make_ios
 from .platforms import Platform, platform_of
 
 PAGE_BYTES = 16384
 """Android from 15 on, and some Arm kernels, have pages of 16 KiB; a multiple of 4 KiB fits all."""
+
+HALF_FLOATS = Path(__file__).with_name("half_floats.c")
+LEAST_APPLE = {"macos": "11.0", "ios": "16.0"}
+"""The oldest systems of Apple's that modules are for: TVM's packages are for macOS 11, the first
+for Apple silicon, and the A16 came with iOS 16."""
 
 FFI_SYMBOLS = (
     "TVMFFIEnvModLookupFromImports",
@@ -88,10 +94,14 @@ def _zig_command(target: Target, native: bool) -> list[str]:
     platform = platform_of(target)
     if platform is None or native:
         return ["cc", "-target", host_triple(target), "-shared", "-fPIC"]
-    if platform.system == "macos":
+    if platform.system in LEAST_APPLE:
         # TVM's libraries are found among what the process has loaded.
-        zig = f"{platform.architecture}-macos"
-        return ["cc", "-target", zig, "-shared", "-undefined", "dynamic_lookup"]
+        # An iPhone's is made of a Mac's: the linker knows no library of iOS.
+        zig = f"{platform.architecture}-macos.{LEAST_APPLE['macos']}"
+        options = ["-shared", "-undefined", "dynamic_lookup"]
+        if platform.architecture == "aarch64":
+            options += ["-O2", str(HALF_FLOATS)]
+        return ["cc", "-target", zig, *options]
     return ["ld.lld", "-m", _EMULATION[platform.architecture], "-shared"]
 
 
@@ -107,7 +117,12 @@ def link(executable: relax.VMExecutable, path: Path, target: Target) -> None:
 
     def create_shared(output: str, objects: list[str], **_: object) -> None:
         if "ld.lld" not in command or platform is None:
-            run_linker([*command, "-o", output, *objects], path.name)
+            # A library of Apple's tells its path; without a name it would be that of this machine.
+            apple = platform is not None and platform.system in LEAST_APPLE
+            name = [f"-Wl,-install_name,@rpath/{path.name}"] if apple else []
+            run_linker([*command, *name, "-o", output, *objects], path.name)
+            if platform is not None and platform.system == "ios":
+                make_ios(Path(output), LEAST_APPLE["ios"])
             return
         with tempfile.TemporaryDirectory() as folder:
             libraries = {**_LIBRARIES[platform.system], "libtvm_ffi.so": FFI_SYMBOLS}
@@ -117,7 +132,7 @@ def link(executable: relax.VMExecutable, path: Path, target: Target) -> None:
             run_linker([*command, *options, "-o", output, *objects, *stubs], path.name)
 
     create_shared.output_format = "so"  # type: ignore[attr-defined]
-    pack = pack_imports if target.device in ("cuda", "vulkan") else None
+    pack = pack_imports if target.device in ("cuda", "rocm", "vulkan") else None
     executable.mod.export_library(str(path), fcompile=create_shared, fpack_imports=pack)
 
 

@@ -9,6 +9,7 @@ from ..models.lora import LoraOptions
 from ..targets import FabricError
 
 HEADS = ("int8", "f16")
+GRADIENTS = ("all", "layer", "layer-twice")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,14 @@ class CompileOptions:
         What is trained.
     head : str
         Storage of embedding and head: ``"int8"`` with a scale a row, or ``"f16"``.
+    resident_layers : int, optional
+        Layers that stay in memory, the others are read while the one before computes; None for all.
+    gradients : str
+        Whether those of ``"all"`` layers are kept until the update, or of one ``"layer"``, whose
+        update follows at once: a step is then one micro-batch, and is clipped by the norm of the
+        step before, or runs its backward pass twice (``"layer-twice"``).
+    memory_budget : int, optional
+        Most bytes that a training may take; the compiler lessens the rest until it fits.
     debug_dump : pathlib.Path, optional
         A folder for the IR after each phase.
     """
@@ -33,11 +42,19 @@ class CompileOptions:
     micro_batch: int = 1
     lora: LoraOptions = field(default_factory=LoraOptions)
     head: str = "int8"
+    resident_layers: int | None = None
+    gradients: str = "all"
+    memory_budget: int | None = None
     debug_dump: Path | None = None
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise FabricError(f"There is no head format {self.head!r}.", "Use int8 or f16.")
+        if self.gradients not in GRADIENTS:
+            raise FabricError(
+                f"There is no way {self.gradients!r} to keep gradients.",
+                f"Use {', '.join(GRADIENTS[:-1])} or {GRADIENTS[-1]}.",
+            )
         for name, value, most in (
             ("context", self.context, 1 << 17),
             ("micro-batch", self.micro_batch, 1 << 12),

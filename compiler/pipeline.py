@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import tvm
@@ -13,6 +14,8 @@ from ..models.graph import (
     HeadFormat,
     TrainingShape,
     add_inference,
+    add_layer_prefill,
+    add_layer_steps,
     add_steps,
     training_functions,
 )
@@ -25,6 +28,7 @@ from .device_code import NAME as DEVICE_CODE
 from .differentiate import differentiate, drop_gradient_marks
 from .host_code import NAME as HOST_CODE
 from .options import CompileOptions
+from .rocm import check_linker, unheard
 from .shape_functions import in_order
 from .tuning.applied import Tuning
 from .windows import check_adapter, split
@@ -43,22 +47,51 @@ ENTRIES = (
     "layer_vjp",
     "head_loss",
     "head_loss_vjp",
+    "layer_evaluate",
+    "layer_accumulate",
+    "layer_squares",
+    "layer_update",
+    "prefill_embed",
+    "prefill_layer",
+    "prefill_head",
 )
 """Functions that a runtime may call."""
 
 
-def build_graph(config: ModelConfig, options: CompileOptions) -> tvm.IRModule:
-    """Return the whole module of a model: training functions, their adjoints, and inference."""
+def build_graph(
+    config: ModelConfig, options: CompileOptions, target: Target | None = None
+) -> tvm.IRModule:
+    """Return the whole module of a model: training functions, their adjoints, and inference.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        The model.
+    options : CompileOptions
+        Its sizes and adapters.
+    target : Target, optional
+        On a graphics processor norms and residuals belong to the projections in training, too: its
+        memory is the limit there. A processor's caches hold what passes between two kernels.
+    """
+    fused = target is not None and target.family == "gpu"
     shape = TrainingShape(options.micro_batch, options.context)
     head = HeadFormat(options.head)
     builder = relax.BlockBuilder()
-    training_functions(builder, config, shape, options.lora, head)
+    training_functions(builder, config, shape, options.lora, head, fused)
     factors = len(adapter_layout(config, options.lora).factors)
-    builder = relax.BlockBuilder(differentiate(builder.get(), inputs=1 + factors))
+    builder = relax.BlockBuilder(differentiate(builder.get(), 1 + factors, fused))
     add_steps(builder, config, shape, options.lora, head)
+    add_layer_steps(builder, config, options.lora)
     add_inference(builder, config, options.lora, head)
+    add_layer_prefill(builder, config, options.lora, head)
     module = drop_gradient_marks(builder.get())
-    return relax.transform.DeadCodeElimination(list(ENTRIES))(module)
+    return relax.transform.DeadCodeElimination(_entries(module))(module)
+
+
+def _entries(module: tvm.IRModule) -> list[str]:
+    """Return the entries that a module has: not every one has a layer without dropout."""
+    names = {name.name_hint for name in module.get_global_vars()}
+    return [name for name in ENTRIES if name in names]
 
 
 def fuse(module: tvm.IRModule) -> tvm.IRModule:
@@ -69,7 +102,7 @@ def fuse(module: tvm.IRModule) -> tvm.IRModule:
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
-        relax.transform.DeadCodeElimination(list(ENTRIES)),
+        relax.transform.DeadCodeElimination(_entries(module)),
         # Reads the tensor programs, so it must come before a rule rewrites them.
         relax.transform.RewriteDataflowReshape(),
     ]
@@ -134,8 +167,10 @@ def build(
     progress("graph", 0.0)
     if target.device == "cuda":
         find_toolkit()
+    if target.device == "rocm":
+        check_linker()
     check_adapter(adapter_layout(config, options.lora), target)
-    module = dump("1-graph", build_graph(config, options))
+    module = dump("1-graph", build_graph(config, options, target))
     progress("fuse", 0.1)
     module = dump("2-fused", fuse(module))
     progress("schedule", 0.2)
@@ -157,7 +192,8 @@ def tvm_target(target: Target) -> tvm.target.Target:
     """Return a target, with its host where it is a device, as TVM takes it."""
     if target.family == "cpu":
         return tvm.target.Target(dict(target.options))
-    return tvm.target.Target(dict(target.options), host=host_options(target))
+    with unheard() if target.device == "rocm" else nullcontext():
+        return tvm.target.Target(dict(target.options), host=host_options(target))
 
 
 def _as_it_is() -> tvm.transform.Pass:

@@ -16,7 +16,7 @@ class Platform:
     triple : str
         LLVM's name of it, as ``--host`` takes it and the manifest states it.
     system : str
-        ``"linux-gnu"``, ``"linux-android"`` or ``"macos"``.
+        ``"linux-gnu"``, ``"linux-android"``, ``"macos"`` or ``"ios"``.
     description : str
         What a person calls it.
     wheel_tags : tuple of str
@@ -36,7 +36,7 @@ class Platform:
     @property
     def library_suffix(self) -> str:
         """What the names of shared libraries end with."""
-        return ".dylib" if self.system == "macos" else ".so"
+        return ".dylib" if self.system in ("macos", "ios") else ".so"
 
     @property
     def is_this_machine(self) -> bool:
@@ -58,6 +58,7 @@ PLATFORMS = (
     # LLVM reads the second word as the vendor: without "apple" it would write ELF for a Mac.
     Platform("aarch64-apple-macos", "macos", "macOS on Apple silicon", ("macosx_11_0_arm64",)),
     Platform("x86_64-apple-macos", "macos", "macOS on Intel"),
+    Platform("aarch64-apple-ios", "ios", "iOS on iPhones and iPads"),
 )
 _ALIASES = {"arm64": "aarch64", "amd64": "x86_64"}
 

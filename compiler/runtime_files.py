@@ -30,11 +30,13 @@ HEADERS = {
     "apache-tvm-ffi": ("tvm_ffi/include/*", *ABOUT),
 }
 TVM = ("tvm/lib/libtvm_runtime.*", *HEADERS["apache-tvm"])
-CUDA_LIBRARY = "libtvm_runtime_cuda.so"
-CUDA = {
-    "apache-tvm": (f"tvm/lib/{CUDA_LIBRARY}",),
-    "nvidia-cuda-runtime": ("nvidia/cu13/lib/libcudart.so.13", *ABOUT),
+DEVICE_LIBRARIES = {"cuda": "libtvm_runtime_cuda.so", "metal": "libtvm_runtime_metal.dylib"}
+"""TVM's own libraries of kinds of devices."""
+_DEVICE_PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "cuda": {"nvidia-cuda-runtime": ("nvidia/cu13/lib/libcudart.so.13", *ABOUT)},
+    "metal": {},
 }
+"""What they need besides, by the package that brings it."""
 TVM_FFI = ("tvm_ffi/*.py", "tvm_ffi/core*", "tvm_ffi/lib/*", *HEADERS["apache-tvm-ffi"])
 TVM_FFI_UNUSED = ("tvm_ffi/stub/*", "tvm_ffi/testing/*", "*.pyi")
 TOKENIZERS = ("tokenizers/*",)
@@ -83,19 +85,29 @@ def add_runtime(platform: Platform, folder: Path, tokenizer: bool, chat: bool) -
         copy_installed(package, (f"{package}.py", f"{package}/*.py", "*/licenses/*"), folder)
 
 
-def add_cuda(platform: Platform, folder: Path) -> None:
-    """Add TVM's runtime for CUDA, and CUDA's own, to the files of a runtime.
+def add_device_runtime(kind: str, platform: Platform, folder: Path) -> None:
+    """Add TVM's runtime for a kind of device, and what that needs, to the files of a runtime.
+
+    Parameters
+    ----------
+    kind : str
+        One of `DEVICE_LIBRARIES`.
+    platform : Platform
+        Where it shall run.
+    folder : pathlib.Path
+        The folder with the other files.
 
     Raises
     ------
     FabricError
         If they can't be downloaded, or a package is missing here.
     """
-    for package, wanted in CUDA.items():
+    wanted = {"apache-tvm": (f"tvm/lib/{DEVICE_LIBRARIES[kind]}",), **_DEVICE_PACKAGES[kind]}
+    for package, files in wanted.items():
         if platform.is_this_machine:
-            copy_installed(package, wanted, folder)
+            copy_installed(package, files, folder)
         else:
-            unpack_wheels(platform, package, wanted, folder)
+            unpack_wheels(platform, package, files, folder)
 
 
 def add_own_files(folder: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..targets import APIS, FabricError
-from . import cuda
+from . import cuda, metal
 from .ffi import tvm_ffi
 from .library import load_runtime
 from .native import build
 
+OF_TVM = {cuda.KIND: cuda, metal.KIND: metal}
+"""The kinds of devices that TVM's package has a library for, and what loads it."""
 _loaded: dict[str, Path] = {}
 _lock = threading.Lock()
 
@@ -24,8 +26,8 @@ def load_backend(kind: str) -> None:
 
     It lies beside its sources where the installation built it. Where it does not, or was built from
     other sources or for other versions of TVM, it is built into the cache folder, which takes about
-    ten seconds, once. Loading it needs no driver; using the device does. That of CUDA is TVM's own,
-    which does need the driver.
+    ten seconds, once. Loading it needs no driver; using the device does. Those of CUDA and Metal
+    are TVM's own, which do need the driver.
 
     Raises
     ------
@@ -36,9 +38,9 @@ def load_backend(kind: str) -> None:
         if kind in _loaded:
             return
         _check(kind)
-        if kind == cuda.KIND:
-            _loaded[kind] = cuda.load()
-            cuda.register()
+        if kind in OF_TVM:
+            _loaded[kind] = OF_TVM[kind].load()
+            OF_TVM[kind].register()
             return
         try:
             path = _find(kind)
@@ -115,23 +117,23 @@ def devices(kind: str) -> list[dict[str, Any]]:
 
 
 def _check(kind: str) -> None:
-    if kind not in (cuda.KIND, *build.KINDS):
+    if kind not in (*OF_TVM, *build.KINDS):
         raise FabricError(
             f"There is no native backend for {kind}.",
-            f"There are: {', '.join((cuda.KIND, *build.KINDS))}.",
+            f"There are: {', '.join((*OF_TVM, *build.KINDS))}.",
         )
 
 
 def _origin(kind: str, path: Path) -> str:
-    if kind == cuda.KIND:
+    if kind in OF_TVM:
         return "TVM's"
     return "installed" if path.parent == build.FOLDER else "cache"
 
 
 def _find(kind: str) -> Path | None:
     """Return a library that fits, from the installation or the cache."""
-    if kind == cuda.KIND:
-        return cuda.library()
+    if kind in OF_TVM:
+        return OF_TVM[kind].library()
     for path in (build.FOLDER / build.library_name(kind), _cached(kind)):
         if build.is_current(path, kind):
             return path

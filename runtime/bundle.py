@@ -73,8 +73,21 @@ class Bundle:
         return path if path.is_file() else None
 
     @cached_property
+    def _raw(self) -> list[np.ndarray]:
+        # Copy on write: DLPack takes no read-only array, and nothing ever writes to it.
+        return [
+            np.memmap(self.path / entry["file"], np.uint8, mode="c")
+            for entry in self.manifest["weights"]
+        ]
+
+    @cached_property
     def _files(self) -> list[dict[str, np.ndarray]]:
-        return [self._mapped(entry) for entry in self.manifest["weights"]]
+        entries = self.manifest["weights"]
+        return [_tensors(raw, entry) for raw, entry in zip(self._raw, entries, strict=True)]
+
+    def weight_file(self, index: int) -> tuple[Path, np.ndarray]:
+        """Return a weight file, the ends' first and then each layer's, and its mapped bytes."""
+        return self.path / self.manifest["weights"][index]["file"], self._raw[index]
 
     @property
     def ends(self) -> dict[str, np.ndarray]:
@@ -86,15 +99,15 @@ class Bundle:
         """The tensors of each layer, mapped from the files, by name."""
         return self._files[1:]
 
-    def _mapped(self, entry: dict[str, Any]) -> dict[str, np.ndarray]:
-        # Copy on write: DLPack takes no read-only array, and nothing ever writes to it.
-        raw = np.memmap(self.path / entry["file"], np.uint8, mode="c")
-        tensors = {}
-        for spec in entry["tensors"]:
-            dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
-            end = spec["offset"] + int(np.prod(shape)) * dtype.itemsize
-            tensors[spec["name"]] = raw[spec["offset"] : end].view(dtype).reshape(shape)
-        return tensors
+
+def _tensors(raw: np.ndarray, entry: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the tensors of a mapped weight file by name."""
+    tensors = {}
+    for spec in entry["tensors"]:
+        dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
+        end = spec["offset"] + int(np.prod(shape)) * dtype.itemsize
+        tensors[spec["name"]] = raw[spec["offset"] : end].view(dtype).reshape(shape)
+    return tensors
 
 
 def open_bundle(path: str | Path, foreign: bool = False) -> Bundle:

@@ -90,7 +90,7 @@ def save_checkpoint(folder: Path, state: Tensors, checkpoint: Checkpoint) -> Non
     folder : Path
         The adapter's folder.
     state : dict of str to numpy.ndarray
-        adapter, moment1 and moment2, float32 [num_layers, n].
+        adapter, moment1 and moment2, float32 [num_layers, n], and what else the engine keeps.
     checkpoint : Checkpoint
 
     Raises
@@ -99,8 +99,7 @@ def save_checkpoint(folder: Path, state: Tensors, checkpoint: Checkpoint) -> Non
         Where the disk is full; the old checkpoint is then intact.
     """
     text = json.dumps(plain_json({"version": _VERSION, **asdict(checkpoint)}))
-    tensors = {name: state[name] for name in _STATE}
-    write_tensors(folder / CHECKPOINT_FILE, tensors, {_KEY: text})
+    write_tensors(folder / CHECKPOINT_FILE, dict(state), {_KEY: text})
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
@@ -136,7 +135,7 @@ def load_state(folder: Path) -> Tensors:
     tensors, _ = read_tensors(path)
     if missing := [name for name in _STATE if name not in tensors]:
         raise damaged(path, f"it has no {missing[0]}")
-    return {name: tensors[name] for name in _STATE}
+    return tensors
 
 
 def set_aside(folder: Path) -> bool:

@@ -11,8 +11,7 @@ from typing import Any
 
 from ..targets import APIS, DEVICE_VARIABLE, FabricError, Limits, Target
 from ..targets.device_api import is_processor
-from . import cuda
-from .backends import devices, load_backend
+from .backends import OF_TVM, devices, load_backend
 from .bundle import Bundle
 from .ffi import tvm_ffi
 from .library import load_runtime
@@ -117,7 +116,7 @@ class Machine:
         index = chosen_device(bundle)
         self.memory = DeviceMemory(kind, index, bundle.manifest["target"]["limits"]["max_buffer"])
         # Our own backends keep freed memory. The host's device comes last: it has the shapes.
-        allocator = POOLED if kind == cuda.KIND else PLAIN
+        allocator = POOLED if kind in OF_TVM else PLAIN
         self._executable["vm_initialization"](
             APIS[kind].device_type, index, allocator, CPU, 0, POOLED
         )

@@ -73,6 +73,16 @@ class AdapterBuffer:
             for block in self._blocks
         ]
 
+    def gather(self) -> None:
+        """Let each layer's whole have what functions wrote to its factors."""
+        for block in self._blocks:
+            block.gather()
+
+    def scatter(self) -> None:
+        """Let each layer's factors have what functions wrote to the whole."""
+        for block in self._blocks:
+            block.scatter()
+
     def read(self) -> np.ndarray:
         """Return the values, ``(layers, n)``, a copy."""
         return np.stack([block.read() for block in self._blocks])
@@ -97,9 +107,8 @@ class TrainingEngine:
         self.bundle, self.context, self.micro_batch = bundle, bundle.context, bundle.micro_batch
         self._machine, self._layout = Machine(bundle), AdapterLayout(bundle)
         memory = self._machine.memory
-        self._adapter, self._gradient, *self._moments = (
-            AdapterBuffer(memory, self._layout) for _ in range(4)
-        )
+        self._adapter, *self._moments = (AdapterBuffer(memory, self._layout) for _ in range(3))
+        self._gradient = self._gradient_buffer(memory)
         rows = (self.micro_batch * self.context,)
         self._inputs = {
             name: memory.zeros(shape, "int32")
@@ -116,6 +125,10 @@ class TrainingEngine:
         ]
         self._bind()
 
+    def _gradient_buffer(self, memory: MemorySpace) -> Any:
+        """Return the memory of the gradients: an `AdapterBuffer`, or what has its interface."""
+        return AdapterBuffer(memory, self._layout)
+
     def _bind(self) -> None:
         """Bind every constant argument once, so that a step is one call."""
         bind, memory = self._machine.bind, self._machine.memory
@@ -131,6 +144,11 @@ class TrainingEngine:
         self._evaluate_step = bind("evaluate_step", [*inputs, *model])
         self._gradient_squares = bind("gradient_squares", [gradients])
         self._update = bind("update", [*update, self._hyper.tensor])
+
+    @property
+    def memory(self) -> MemorySpace:
+        """Where the tensors live."""
+        return self._machine.memory
 
     @property
     def device_memory_mib(self) -> float:
@@ -215,12 +233,15 @@ class TrainingEngine:
         float
             Global norm of the gradient before clipping.
         """
-        norm = math.sqrt(math.fsum(self._sum(squares) for squares in self._gradient_squares()))
+        self._gradient.gather()
+        norm = math.sqrt(self._sum(self._gradient_squares()))
         clip = clip_norm / norm if 0.0 < clip_norm < norm else 1.0
         corrections = 1.0 - beta1**step, 1.0 - beta2**step
         hyper = (learning_rate, beta1, beta2, epsilon, weight_decay, clip, *corrections)
         self._hyper.write(np.array(hyper, np.float32))
         self._update()
+        for buffer in (self._adapter, self._gradient):
+            buffer.scatter()
         return norm
 
     def state(self) -> Tensors:

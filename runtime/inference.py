@@ -12,7 +12,7 @@ from .bundle import Bundle
 from .device import Machine
 from .engine import Tensors, end_tensors, layer_tensors
 from .ffi import tvm_ffi
-from .memory_space import MemorySpace, Tensor
+from .memory_space import MemorySpace, Tensor, Windows
 
 LANES = 16
 """A cache's capacity is a multiple of it: kernels read whole vectors of positions."""
@@ -59,17 +59,28 @@ class InferenceEngine:
             for _ in range(config["num_layers"])
         ]
         rope = self._machine["rope_cache"](tvm_ffi.Shape((self.capacity,)))
-        self._model = [
-            rope,
-            *end_tensors(bundle, memory),
-            layer_tensors(bundle, memory),
-            stacked_adapters(bundle, adapters, memory),
-            caches,
-        ]
+        ends, factors = end_tensors(bundle, memory), stacked_adapters(bundle, adapters, memory)
         names = ("token", "sequence", "position", "select")
         self._one = {name: memory.zeros((1,), "int32") for name in names}
+        self._bind(rope, ends, factors, caches)
+
+    def _bind(
+        self,
+        rope: Tensor,
+        ends: list[Windows],
+        adapters: list[list[Tensor]],
+        caches: list[list[Tensor]],
+    ) -> None:
+        """Bind what stays in its place, so that a token is one call."""
+        layers = layer_tensors(self.bundle, self._memory)
+        self._model = [rope, *ends, layers, adapters, caches]
         arguments = [block.tensor for block in self._one.values()]
         self._decode = self._machine.bind("decode", [*arguments, *self._model])
+
+    @property
+    def memory(self) -> MemorySpace:
+        """Where the tensors live."""
+        return self._memory
 
     @property
     def device_memory_mib(self) -> float:
@@ -170,7 +181,11 @@ class InferenceEngine:
             block = self._memory.zeros((len(values),), "int32")
             block.write(values)
             arrays.append(block.tensor)
-        return self._memory.read(self._machine["prefill"](*arrays, *self._model))
+        return self._memory.read(self._logits(*arrays))
+
+    def _logits(self, tokens: Tensor, sequence: Tensor, position: Tensor, select: Tensor) -> Tensor:
+        """Run the model; the ``(s, V)`` logits after the selected tokens."""
+        return self._machine["prefill"](tokens, sequence, position, select, *self._model)
 
 
 def stacked_adapters(

@@ -43,7 +43,15 @@ class Block(Protocol):
         ...
 
     def write(self, values: np.ndarray) -> None:
-        """Replace the values."""
+        """Replace the values, those of the parts as well."""
+        ...
+
+    def gather(self) -> None:
+        """Take over what functions wrote to the parts, where these have memory of their own."""
+        ...
+
+    def scatter(self) -> None:
+        """Hand what functions wrote to the whole on to such parts."""
         ...
 
 
@@ -90,6 +98,10 @@ class MemorySpace(Protocol):
         """Return the most memory of the device held at once, MiB; 0 for the processor's own."""
         ...
 
+    def keep_within(self, budget: int) -> None:
+        """Refuse from now on what would take more than so many bytes of the device at once."""
+        ...
+
 
 def aligned(shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
     """Return a zeroed array whose data starts at a multiple of 64 bytes."""
@@ -117,6 +129,12 @@ class HostBlock:
     def write(self, values: np.ndarray) -> None:
         """Replace the values."""
         self._array[...] = values
+
+    def gather(self) -> None:
+        """Return: the parts are of the same memory."""
+
+    def scatter(self) -> None:
+        """Return: the parts are of the same memory."""
 
 
 class HostMemory:
@@ -156,6 +174,9 @@ class HostMemory:
         """Return 0: the process's own peak says it."""
         return 0.0
 
+    def keep_within(self, budget: int) -> None:
+        """Do nothing: `budget.Watched` looks at the process."""
+
 
 class DeviceBlock:
     """A block of a device's memory."""
@@ -180,6 +201,51 @@ class DeviceBlock:
         array[...] = values
         self._memory.write(self.tensor, array)
 
+    def gather(self) -> None:
+        """Return: the parts are of the same memory."""
+
+    def scatter(self) -> None:
+        """Return: the parts are of the same memory."""
+
+
+class SplitBlock(DeviceBlock):
+    """A block of a device whose kernels take whole buffers: its parts are tensors of their own."""
+
+    def __init__(self, memory: DeviceMemory, shape: Sequence[int], dtype: str) -> None:
+        super().__init__(memory, shape, dtype)
+        self._parts: list[tuple[int, Tensor]] = []
+
+    def part(self, begin: int, shape: Sequence[int]) -> Tensor:
+        """Return a part as a tensor with memory of its own, the same one each time."""
+        offset, extents = begin * np.dtype(self._dtype).itemsize, tuple(shape)
+        for place, tensor in self._parts:
+            if (place, tuple(tensor.shape)) == (offset, extents):
+                return tensor
+        tensor = self._memory.allocate(extents, self._dtype)
+        self._parts.append((offset, tensor))
+        self._memory.copy(self.tensor, offset, tensor, 0, tensor.shape)
+        return tensor
+
+    def write(self, values: np.ndarray) -> None:
+        """Replace the values, those of the parts as well."""
+        super().write(values)
+        self.scatter()
+
+    def read(self) -> np.ndarray:
+        """Return a copy of the values, with those of the parts."""
+        self.gather()
+        return super().read()
+
+    def gather(self) -> None:
+        """Copy the parts to their places."""
+        for offset, tensor in self._parts:
+            self._memory.copy(tensor, 0, self.tensor, offset, tensor.shape)
+
+    def scatter(self) -> None:
+        """Copy their places to the parts."""
+        for offset, tensor in self._parts:
+            self._memory.copy(self.tensor, offset, tensor, 0, tensor.shape)
+
 
 class DeviceMemory:
     """The memory of one device of a native backend.
@@ -192,20 +258,29 @@ class DeviceMemory:
         Which of the kind's devices.
     limit : int, optional
         Bytes of the largest buffer that the kernels address.
+
+    Attributes
+    ----------
+    kind, index, limit
+        As they were given.
     """
 
     def __init__(self, kind: str, index: int, limit: int = sys.maxsize) -> None:
         self._device = tvm_ffi.Device(kind, index)
-        self._index, self._kind, self.limit = index, kind, limit
+        self.index, self.kind, self.limit = index, kind, limit
         self._allocate, self._from_bytes, self._to_bytes = (
             self.guarded(tvm_ffi.get_global_func(f"runtime.TVMTensor{name}"))
             for name in ("AllocWithScope", "CopyFromBytes", "CopyToBytes")
         )
-        self.view = tvm_ffi.get_global_func(f"bitfabric.{kind}.view")
+        self.view, self.copy = (self._optional(name) for name in ("view", "copy"))
         self._write = tvm_ffi.get_global_func(f"bitfabric.{kind}.write")
         self._clear = tvm_ffi.get_global_func(f"bitfabric.{kind}.clear")
         self._recorder = tvm_ffi.get_global_func(f"bitfabric.{kind}.recorder")(index)
         self._probe = self.allocate((1,), "float32")
+
+    def _optional(self, name: str) -> Any:
+        """Return a function of the backend's; None where it has none of the name."""
+        return tvm_ffi.get_global_func(f"bitfabric.{self.kind}.{name}", allow_missing=True)
 
     def allocate(self, shape: Sequence[int], dtype: str) -> Tensor:
         """Allocate a tensor whose values do not matter yet.
@@ -227,23 +302,27 @@ class DeviceMemory:
 
     def constant(self, array: np.ndarray) -> Windows:
         """Copy an array to the device: as a tensor, or as its windows where it is large."""
+        tensor = self.room(array)
+        if not isinstance(tensor, list):
+            self.write(tensor, array)
+            return tensor
+        flat, begin = array.reshape(-1), 0
+        for part in tensor:
+            shape = tuple(part.shape)
+            self.write(part, flat[begin:][: math.prod(shape)].reshape(shape))
+            begin += math.prod(shape)
+        return tensor
+
+    def room(self, array: np.ndarray) -> Windows:
+        """Allocate a tensor, or its windows, of an array's shape and type."""
         shapes = windows(array.shape, str(array.dtype), self.limit)
         if shapes is None:
-            return self._copied(array)
-        flat, step = array.reshape(-1), math.prod(shapes[0])
-        return [
-            self._copied(flat[i * step : (i + 1) * step].reshape(shape))
-            for i, shape in enumerate(shapes)
-        ]
-
-    def _copied(self, array: np.ndarray) -> Tensor:
-        tensor = self.allocate(array.shape, str(array.dtype))
-        self.write(tensor, array)
-        return tensor
+            return self.allocate(array.shape, str(array.dtype))
+        return [self.allocate(shape, str(array.dtype)) for shape in shapes]
 
     def zeros(self, shape: Sequence[int], dtype: str = "float32") -> DeviceBlock:
         """Allocate a block of zeros."""
-        block = DeviceBlock(self, shape, dtype)
+        block = (DeviceBlock if self.view is not None else SplitBlock)(self, shape, dtype)
         self._clear(block.tensor)
         return block
 
@@ -289,8 +368,14 @@ class DeviceMemory:
 
     def peak_mib(self) -> float:
         """Return the most memory of the device held at once by this process, MiB."""
-        found = json.loads(tvm_ffi.get_global_func(f"bitfabric.{self._kind}.memory")(self._index))
+        found = json.loads(tvm_ffi.get_global_func(f"bitfabric.{self.kind}.memory")(self.index))
         return found["peak"] / 2**20
+
+    def keep_within(self, budget: int) -> None:
+        """Have the backend's allocator refuse what would take more; TVM's own has no bound."""
+        bound = tvm_ffi.get_global_func(f"bitfabric.{self.kind}.budget", allow_missing=True)
+        if bound is not None:
+            bound(self.index, budget)
 
 
 class _Repeated:
@@ -323,21 +408,24 @@ class _Repeated:
     def _take(self, result: Any) -> None:
         self._result = result
 
-    def times(self) -> list[tuple[str, float]]:
-        """Call the function; return each launch's kernel and its seconds on the device.
+    def times(self) -> list[tuple[str, float, int]]:
+        """Call the function; return each launch's kernel, its seconds and its bytes.
 
+        The bytes are those of the memory that it was given, 0 where the backend does not tell.
         Empty where the function could not be recorded.
         """
         for _ in range(2):
             self()
         found = json.loads(self._replay(True)) if self._replay is not None else []
-        return [(name, 1e-9 * nanoseconds) for name, nanoseconds in found]
+        return [(name, 1e-9 * nanoseconds, sum(rest)) for name, nanoseconds, *rest in found]
 
 
 def device_error(error: Exception) -> FabricError:
     """Return what a native backend's error means for a person."""
     message = str(error).strip().splitlines()[0] if str(error).strip() else "unknown error"
-    if "out of memory" in message:
+    if "memory budget" in message:
+        remedy = "Raise --memory-budget, or compile the bundle again for this one."
+    elif "out of memory" in message:
         remedy = "Lower --micro-batch or --context, or choose a smaller model."
     elif "device lost" in message:
         remedy = "The last checkpoint is whole: continue with --resume. `fabric doctor` checks it."

@@ -6,16 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 from .files import atomic_write
+from .svg import GRID, QUIET, document, line, polyline, text
 
 WIDTH, HEIGHT = 860, 460
 LEFT, RIGHT, TOP, BOTTOM = 68, 100, 96, 58
-INK, QUIET, GRID = "#1f2933", "#66727f", "#e6e9ed"
 TRAIN_DOT, TRAIN_LINE, VALIDATION = "#a9c1ea", "#2b5fb8", "#d4570f"
 _MOST_POINTS = 600
-_FONT = "font-family='system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif'"
 
 Point = tuple[float, float]
 
@@ -90,41 +88,28 @@ def plot_losses(entries: Iterable[Mapping[str, Any]], path: Path, title: str) ->
         *_end_labels(axes, train, validation),
     ]
     with atomic_write(path) as file:
-        file.write(_document(body, title).encode())
+        file.write(document(body, title, WIDTH, HEIGHT).encode())
     return True
-
-
-def _document(body: Sequence[str], title: str) -> str:
-    return "\n".join(
-        [
-            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' "
-            f"width='{WIDTH}' height='{HEIGHT}' role='img' {_FONT} font-size='13'>",
-            f"<title>{escape(title)}</title>",
-            f"<rect width='{WIDTH}' height='{HEIGHT}' fill='#ffffff'/>",
-            *body,
-            "</svg>\n",
-        ]
-    )
 
 
 def _frame(axes: Axes, title: str, summary: str) -> list[str]:
     """Draw title, grid, ticks and the axes' names."""
     parts = [
-        _text(LEFT, 32, title, size=17, weight=600),
-        _text(LEFT, 54, summary, color=QUIET),
-        _text(LEFT, TOP - 10, "loss (nats per token)", color=QUIET, size=12),
-        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "optimizer step", "middle", QUIET, 12),
+        text(LEFT, 32, title, size=17, weight=600),
+        text(LEFT, 54, summary, color=QUIET),
+        text(LEFT, TOP - 10, "loss (nats per token)", color=QUIET, size=12),
+        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "optimizer step", "middle", QUIET, 12),
     ]
     for value in axes.y_ticks:
         y = axes.y(value)
-        parts.append(_line(LEFT, y, WIDTH - RIGHT, y, GRID))
-        parts.append(_text(LEFT - 10, y + 4, number(value, axes.y_ticks), "end", QUIET, 12))
+        parts.append(line(LEFT, y, WIDTH - RIGHT, y, GRID))
+        parts.append(text(LEFT - 10, y + 4, number(value, axes.y_ticks), "end", QUIET, 12))
     bottom = HEIGHT - BOTTOM
-    parts.append(_line(LEFT, bottom, WIDTH - RIGHT, bottom, QUIET))
+    parts.append(line(LEFT, bottom, WIDTH - RIGHT, bottom, QUIET))
     for value in axes.x_ticks:
         x = axes.x(value)
-        parts.append(_line(x, bottom, x, bottom + 5, QUIET))
-        parts.append(_text(x, bottom + 20, number(value, axes.x_ticks), "middle", QUIET, 12))
+        parts.append(line(x, bottom, x, bottom + 5, QUIET))
+        parts.append(text(x, bottom + 20, number(value, axes.x_ticks), "middle", QUIET, 12))
     return parts
 
 
@@ -136,13 +121,13 @@ def _training(axes: Axes, points: Sequence[Point]) -> list[str]:
         for step, loss in shown
     ]
     if len(shown) > 1:
-        parts.append(_polyline(axes.path(smoothed(shown)), TRAIN_LINE, 2.2))
+        parts.append(polyline(axes.path(smoothed(shown)), TRAIN_LINE, 2.2))
     return parts
 
 
 def _validation(axes: Axes, points: Sequence[Point]) -> list[str]:
     """Draw the validations as ringed dots, joined."""
-    parts = [_polyline(axes.path(points), VALIDATION, 1.8)] if len(points) > 1 else []
+    parts = [polyline(axes.path(points), VALIDATION, 1.8)] if len(points) > 1 else []
     parts += [
         f"<circle cx='{axes.x(step):.1f}' cy='{axes.y(loss):.1f}' r='4' fill='{VALIDATION}' "
         "stroke='#ffffff' stroke-width='1.5'/>"
@@ -163,7 +148,7 @@ def _end_labels(axes: Axes, train: Sequence[Point], validation: Sequence[Point])
         middle = (labels[0][0] + labels[1][0]) / 2
         labels = [(middle - 9, *labels[0][1:]), (middle + 9, *labels[1][1:])]
     return [
-        _text(WIDTH - RIGHT + 12, y + 4, name, color=color, weight=600) for y, name, color in labels
+        text(WIDTH - RIGHT + 12, y + 4, name, color=color, weight=600) for y, name, color in labels
     ]
 
 
@@ -200,7 +185,7 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     validation; a straight line through a tenth of the points to either side does not.
     """
     reach = max(3.0, len(points) / 10)
-    line = []
+    course = []
     for center in range(len(points)):
         near = range(
             max(0, math.ceil(center - reach)), min(len(points), math.floor(center + reach) + 1)
@@ -213,8 +198,8 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
             total_xx, total_xy = total_xx + w * x * x, total_xy + w * x * y
         spread = weight * total_xx - total_x * total_x
         slope = (weight * total_xy - total_x * total_y) / spread if spread > 0 else 0.0
-        line.append((points[center][0], (total_y - slope * total_x) / weight))
-    return line
+        course.append((points[center][0], (total_y - slope * total_x) / weight))
+    return course
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -232,29 +217,3 @@ def number(value: float, among: Sequence[float]) -> str:
     step = among[1] - among[0] if len(among) > 1 else 1.0
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value:,.{decimals}f}"
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    anchor: str = "start",
-    color: str = INK,
-    size: int = 13,
-    weight: int = 400,
-) -> str:
-    return (
-        f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{color}' "
-        f"font-size='{size}' font-weight='{weight}'>{escape(text)}</text>"
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
-    return f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{color}'/>"
-
-
-def _polyline(points: str, color: str, width: float) -> str:
-    return (
-        f"<polyline points='{points}' fill='none' stroke='{color}' stroke-width='{width}' "
-        "stroke-linejoin='round' stroke-linecap='round'/>"
-    )

@@ -17,13 +17,12 @@ from typing import Any
 
 from ..targets import DEVICE_VARIABLE, FabricError
 from .backends import devices
+from .budget import inference_engine, training_engine
 from .bundle import Bundle, open_bundle, read_manifest
 from .config import TrainingConfig
 from .conversation import Conversation
-from .engine import TrainingEngine
 from .evaluate import evaluate_file
 from .generate import Generation, GenerationOptions, load_adapters
-from .inference import InferenceEngine
 from .progress import PlainReporter
 from .sampling import SamplingOptions
 from .tokenizer import load_tokenizer
@@ -113,7 +112,7 @@ def _train(bundle: Bundle, values: argparse.Namespace) -> dict[str, Any]:
     config = configure(flags, values.config, resume=values.resume)
     reporter = PlainReporter(sys.stderr)
     result = run_training(
-        bundle, TrainingEngine, config, resume=values.resume, reporter=reporter
+        bundle, training_engine, config, resume=values.resume, reporter=reporter
     ).to_json()
     print(f"adapter: {result['adapter']}", file=sys.stderr)
     return result
@@ -122,7 +121,7 @@ def _train(bundle: Bundle, values: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(bundle: Bundle, values: argparse.Namespace) -> dict[str, Any]:
     found = evaluate_file(
         bundle,
-        TrainingEngine,
+        training_engine,
         Path(values.eval),
         adapter=next(iter(values.adapter or ()), ""),
         loss_on=values.loss_on or "auto",
@@ -145,7 +144,7 @@ def _write(bundle: Bundle, values: argparse.Namespace) -> dict[str, Any]:
     options = GenerationOptions(values.max_new_tokens, stop, sampling)
     tokenizer, prompt = load_tokenizer(bundle), _unescape(values.prompt)
     adapters = load_adapters(values.adapter or (), bundle)
-    engine = InferenceEngine(bundle, adapters, capacity=values.capacity)
+    engine = inference_engine(bundle, adapters, capacity=values.capacity)
     if values.chat:
         writing = Conversation(engine, tokenizer, options, values.system).ask(prompt)
     else:

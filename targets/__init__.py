@@ -1,6 +1,6 @@
 """What a target is: its TVM target, limits and the backend that runs it."""
 
-from .cpu import cpu_flags, host_cpu, machine
+from .cpu import cpu_flags, host_cpu, machine, processor
 from .device_api import DEVICE_VARIABLE, DeviceApi
 from .errors import FabricError
 from .host import host_options, host_triple, this_host
@@ -23,5 +23,6 @@ __all__ = [
     "host_triple",
     "list_targets",
     "machine",
+    "processor",
     "this_host",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -61,6 +62,27 @@ def cpu_flags() -> frozenset[str]:
         if name.strip() in ("flags", "Features"):
             return frozenset(value.split())
     return frozenset()
+
+
+def processor() -> tuple[str, str, int]:
+    """Return what this machine's processor calls itself, its model and stepping, and its threads.
+
+    Only the threads that this process may use count.
+    """
+    fields: dict[str, str] = {}
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    for line in text.split("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        fields[name.strip()] = value.strip()
+    names = ("cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    detail = " ".join(f"{name} {fields[name]}" for name in names if fields.get(name))
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if hasattr(os, "sched_getaffinity"):
+        return name, detail, len(os.sched_getaffinity(0))
+    return name, detail, os.cpu_count() or 1
 
 
 def machine() -> str:

@@ -145,7 +145,8 @@ class DeviceApi:
         """
         for name in self.candidates(description):
             target = self.named(name)
-            if target is None or (target.host is not None and not android):
+            # Named targets of phones bring a phone's host along.
+            if target is None or ("android" in (target.host or "") and not android):
                 continue
             if not self.shortfalls(target, description):
                 return name

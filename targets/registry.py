@@ -11,11 +11,15 @@ from .cpu import host_cpu
 from .cuda_device import CUDA_API
 from .device_api import DeviceApi
 from .errors import FabricError
+from .metal_device import METAL_API
 from .opencl_device import OPENCL_API
+from .rocm_device import ROCM_API
 from .target import Target
 from .vulkan_device import VULKAN_API
 
-APIS: dict[str, DeviceApi] = {api.kind: api for api in (CUDA_API, OPENCL_API, VULKAN_API)}
+APIS: dict[str, DeviceApi] = {
+    api.kind: api for api in (CUDA_API, METAL_API, OPENCL_API, VULKAN_API, ROCM_API)
+}
 REGISTRY: dict[str, Target] = {
     target.name: target
     for targets in (CPU_TARGETS, *(api.targets for api in APIS.values()))

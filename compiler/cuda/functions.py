@@ -228,8 +228,9 @@ def _call(name: tvm.tirx.StringImm, *arguments: Any) -> Call:
     if name.value in FUNCTIONS:
         known, text = FUNCTIONS[name.value]
         return cuda_func_call(known, *arguments, source_code=text)
-    if (text := warpgroup_function(name.value)) is not None:
-        return cuda_func_call(name.value, *arguments, source_code=text)
+    product = warpgroup_function(name.value)
+    if product is not None:
+        return cuda_func_call(name.value, *arguments, source_code=product)
     lanes = {tvm.DataType(str(argument.ty.dtype)).lanes for argument in arguments}
     if lanes <= {1}:
         return cuda_func_call(name.value, *arguments, source_code="")

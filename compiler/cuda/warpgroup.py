@@ -1,9 +1,10 @@
 """Hopper's asynchronous copies and products, as device functions in CUDA C++.
 
-`schedules/gpu/warpgroup.py` says what they do. The instructions are PTX's (PTX ISA, "wgmma" and
-"cp.async"); the compiler has no functions for them. Shared memory is described to a product by one
-64-bit word: the address in units of 16 bytes, 64 of which are between groups of eight rows, and in
-the highest bits the order of the pieces of 128-byte rows (there, "Shared Memory Matrix Layout").
+`schedules/gpu/warpgroup.py` says what they do. The instructions are PTX's (PTX ISA, "wgmma",
+"cp.async.bulk" and "mbarrier"); the compiler has no functions for them. Shared memory is described
+to a product by one 64-bit word: the address in units of 16 bytes, 64 of which are between groups of
+eight rows, and in the highest bits the order of the pieces of 128-byte rows (there, "Shared Memory
+Matrix Layout").
 """
 
 from __future__ import annotations
@@ -14,14 +15,44 @@ PREFIX = "fabric_warpgroup_"
 INLINE = "static __forceinline__ __device__"
 _ADDRESS = "static_cast<unsigned>(__cvta_generic_to_shared({}))"
 _SIMPLE = {
-    "copy": f"""\
-{INLINE} void {PREFIX}copy(void* place, const void* source) {{
+    "open": f"""\
+{INLINE} void {PREFIX}open(void* p) {{
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1; fence.mbarrier_init.release.cluster;"
+               :: "r"({_ADDRESS.format("p")}) : "memory");
+}}
+""",
+    "expect": f"""\
+{INLINE} void {PREFIX}expect(void* p, int bytes) {{
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :: "r"({_ADDRESS.format("p")}), "r"(bytes) : "memory");
+}}
+""",
+    "copy_block": f"""\
+{INLINE} void {PREFIX}copy_block(void* place, const void* source, int bytes, void* barrier) {{
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1], %2, [%3];"
+               :: "r"({_ADDRESS.format("place")}), "l"(source), "r"(bytes),
+                  "r"({_ADDRESS.format("barrier")}) : "memory");
+}}
+""",
+    "copy_vector": f"""\
+{INLINE} void {PREFIX}copy_vector(void* place, const void* source) {{
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
                :: "r"({_ADDRESS.format("place")}), "l"(source) : "memory");
 }}
 """,
     "close_copies": f"""\
 {INLINE} void {PREFIX}close_copies() {{ asm volatile("cp.async.commit_group;" ::: "memory"); }}
+""",
+    "await": f"""\
+{INLINE} void {PREFIX}await(void* p, int parity) {{
+  int ended;
+  do {{
+    asm volatile("{{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+                 "selp.b32 %0, 1, 0, p;}}"
+                 : "=r"(ended) : "r"({_ADDRESS.format("p")}), "r"(parity) : "memory");
+  }} while (!ended);
+}}
 """,
     "begin": f"""\
 {INLINE} void {PREFIX}begin() {{ asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }}
@@ -35,11 +66,8 @@ _SIMPLE = {
 }}
 """,
 }
-_WAITS = {
-    "wait": "wgmma.wait_group.sync.aligned {};",
-    "wait_copies": "cp.async.wait_group {}; fence.proxy.async.shared::cta;",
-}
-_WAIT = re.compile(rf"{PREFIX}(wait|wait_copies)_(\d+)")
+_WAITS = {"wait": "wgmma.wait_group.sync.aligned", "wait_copies": "cp.async.wait_group"}
+_WAIT = re.compile(rf"{PREFIX}({'|'.join(_WAITS)})_(\d+)")
 _PRODUCT = re.compile(rf"{PREFIX}multiply_(s8|f16)_(\d+)")
 
 
@@ -48,8 +76,8 @@ def warpgroup_function(name: str) -> str | None:
     if product := _PRODUCT.fullmatch(name):
         return _multiply(product[1], int(product[2]))
     if waiting := _WAIT.fullmatch(name):
-        instructions = _WAITS[waiting[1]].format(waiting[2])
-        return f'{INLINE} void {name}() {{ asm volatile("{instructions}" ::: "memory"); }}\n'
+        instruction = f"{_WAITS[waiting[1]]} {waiting[2]};"
+        return f'{INLINE} void {name}() {{ asm volatile("{instruction}" ::: "memory"); }}\n'
     return _SIMPLE.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 Fill = list[Any]
-"""How an argument is filled: ``[kind, *numbers]``, see :func:`filled`."""
+"""How an argument is filled: ``[kind, *numbers]``, see `runtime/kernel_bench.py`."""
 Argument = dict[str, Any]
 """``dtype``, ``shape`` and ``fill`` of an argument."""
 
@@ -43,37 +41,3 @@ def _fill(kernel: str, index: int, shapes: Sequence[tuple[str, list[int]]]) -> F
     if kernel == "decode_attention" and index == 2:
         return ["arange", shapes[3][1][0] - 1]
     return ["arange", 0] if dtype == "int32" and shape == [1] else ["values", 0]
-
-
-def filled(argument: Argument, rng: np.random.Generator) -> np.ndarray:
-    """Return an argument's values, by the kind of its fill.
-
-    ``normal`` and ``uniform`` are random floats, ``integers`` random whole numbers below a bound,
-    ``codes`` words of sixteen ternary codes, ``arange`` counts up, ``values`` are these, repeated.
-
-    Raises
-    ------
-    ValueError
-        For a kind that there is not.
-    """
-    shape, dtype = tuple(argument["shape"]), argument["dtype"]
-    kind, *numbers = argument["fill"]
-    if kind == "normal":
-        return (rng.standard_normal(shape, np.float32) * np.float32(numbers[0])).astype(dtype)
-    if kind == "uniform":
-        low, high = numbers
-        return rng.uniform(low, high, shape).astype(dtype)
-    if kind == "integers":
-        low, high = numbers
-        return rng.integers(low, high, shape).astype(dtype)
-    if kind == "codes":
-        words = np.zeros(shape, np.uint32)
-        for place in range(16):
-            words |= rng.integers(0, 3, shape).astype(np.uint32) << np.uint32(2 * place)
-        return words.view(np.int32)
-    if kind == "arange":
-        count = int(np.prod(shape))
-        return np.arange(numbers[0], numbers[0] + count).reshape(shape).astype(dtype)
-    if kind == "values":
-        return np.resize(np.array(numbers), shape).astype(dtype)
-    raise ValueError(f"there is no fill {kind!r}")

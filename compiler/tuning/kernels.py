@@ -92,7 +92,7 @@ def kernels_of(config: ModelConfig, target: Target, options: CompileOptions) -> 
     options : CompileOptions
         Its sizes; a prompt is measured as long as a training row.
     """
-    module = fuse(build_graph(config, options))
+    module = fuse(build_graph(config, options, target))
     calls = {work: _calls(module, entries) for work, entries in WORKS.items()}
     sizes = {"n": options.context, "s": 1, "r": options.lora.rank, "b": 1, "batch": 1}
     sizes |= {"m": CAPACITY, "capacity": CAPACITY}

@@ -25,6 +25,8 @@ from .kernels import Kernel
 PROGRAM = (sys.executable, "-m", "bitfabric.cli.tune_worker")
 START_SECONDS = 120.0
 """The process imports TVM and opens a device within this."""
+RECONNECT_SECONDS = 300.0
+"""A worker whose device is elsewhere finds it again, or another, within this."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class Failed:
     why: str
 
 
+class DeviceLostError(FabricError):
+    """No device is left that candidates could run on; what was found so far is kept."""
+
+
 class Measurer:
     """Gives candidates to a worker, and starts another where one is lost; a context manager.
 
@@ -75,12 +81,27 @@ class Measurer:
         Seconds that building and checking one may take.
     program : sequence of str
         The worker's command line.
+    device : str or None
+        The address of a device elsewhere, ``rpc://…``.
+
+    Attributes
+    ----------
+    notes : list of str
+        What the worker has to tell, such as devices that were skipped.
     """
 
     def __init__(
-        self, target: Target, limit: float = 30.0, program: Sequence[str] = PROGRAM
+        self,
+        target: Target,
+        limit: float = 30.0,
+        program: Sequence[str] = PROGRAM,
+        device: str | None = None,
     ) -> None:
-        self.target, self.limit, self._program = target, limit, list(program)
+        self.target, self.limit = target, limit
+        self._program = [*program, device] if device is not None else list(program)
+        # The worker itself knows when a candidate hangs there; it may wait for another device.
+        self._patience = limit if device is None else limit + RECONNECT_SECONDS
+        self.notes: list[str] = []
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._kernel: dict[str, Any] | None = None
@@ -121,6 +142,7 @@ class Measurer:
         answer = self._kernel_answer()
         if isinstance(answer, Failed):
             self._kernel = None
+            self._unless_lost(answer)
             raise FabricError(
                 f"The kernel {title} fails by its default schedule: {answer.kind} ({answer.why}).",
                 f"Check the device with: fabric doctor --target {self.target.name}",
@@ -142,19 +164,29 @@ class Measurer:
         if self._process is None and self._kernel is not None:
             lost = self._kernel_answer()
             if isinstance(lost, Failed):
-                raise FabricError(
+                self._unless_lost(lost)
+                raise DeviceLostError(
                     f"The device has become unusable: {lost.kind} ({lost.why}).",
                     "What was found so far is kept; go on with --resume.",
                 )
         request = {"do": "compare", "function": tvm.ir.save_json(function), "seconds": seconds}
-        answer = self._ask({**request, "repeats": repeats}, self.limit + 2 * repeats * seconds)
-        return answer if isinstance(answer, Failed) else Measured(**answer)
+        answer = self._ask({**request, "repeats": repeats}, 2 * repeats * seconds)
+        if isinstance(answer, Failed):
+            self._unless_lost(answer)
+            return answer
+        return Measured(**answer)
+
+    def _unless_lost(self, failed: Failed) -> None:
+        """Raise where there is no device any more."""
+        if failed.kind == "lost":
+            cause, _, remedy = failed.why.partition("\n")
+            raise DeviceLostError(cause, remedy)
 
     def _kernel_answer(self) -> dict[str, Any] | Failed:
         assert self._kernel is not None
         if self._process is None:
             self._start()
-        return self._ask(self._kernel, self.limit)
+        return self._ask(self._kernel)
 
     def _start(self) -> None:
         self._answers = queue.Queue()
@@ -172,24 +204,26 @@ class Measurer:
         )
         reader.start()
         target = asdict(self.target) | {"features": sorted(self.target.features)}
-        opened = self._ask({"do": "open", "target": target}, START_SECONDS)
+        opened = self._ask({"do": "open", "target": target}, START_SECONDS - self.limit)
         if isinstance(opened, Failed):
             raise FabricError(
                 f"The device for {self.target.name} could not be opened: {opened.why}.",
                 "See what there is with: fabric devices",
             )
 
-    def _ask(self, request: dict[str, Any], limit: float) -> dict[str, Any] | Failed:
-        process = self._process
+    def _ask(self, request: dict[str, Any], more: float = 0.0) -> dict[str, Any] | Failed:
+        """Let the worker do something within the limit and some seconds more."""
+        process, limit, patience = self._process, self.limit + more, self._patience + more
         assert process is not None
         assert process.stdin is not None
         with suppress(BrokenPipeError):
-            print(json.dumps({**request, "limit": limit}), file=process.stdin, flush=True)
+            told = {**request, "limit": limit, "patience": patience}
+            print(json.dumps(told), file=process.stdin, flush=True)
         try:
-            line = self._answers.get(timeout=limit)
+            line = self._answers.get(timeout=patience)
         except queue.Empty:
             self._end()
-            return Failed("hang", f"no answer within {limit:.0f} s")
+            return Failed("hang", f"no answer within {patience:.0f} s")
         except BaseException:
             # Interrupted: an answer that comes later would be taken for that to another request.
             self._end()
@@ -199,6 +233,7 @@ class Measurer:
             self._end()
             return Failed("crash", _ending(status))
         answer = json.loads(line)
+        self.notes += answer.pop("notes", [])
         return Failed(answer["failed"], answer["why"]) if "failed" in answer else answer
 
     def _end(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from ...targets import Target
 from .applied import Tuning
 from .cost_model import CostModel, Trial, features_of
 from .kernels import WORKS, Kernel
-from .measure import Failed, Measured, Measurer
+from .measure import Failed, Measured
+from .pool import Pool
 from .records import Device, Record, record_of, user_file
 from .search import Search, Values
 from .signature import distance
@@ -103,7 +104,7 @@ class Tuner:
         What they are for.
     device : Device
         What they are measured on.
-    measurer : Measurer
+    pool : Pool
         Measures them.
     resume : bool
         Whether to go on where earlier runs stopped, also with kernels that have a record.
@@ -116,11 +117,11 @@ class Tuner:
         kernels: Sequence[Kernel],
         target: Target,
         device: Device,
-        measurer: Measurer,
+        pool: Pool,
         resume: bool = False,
         seed: int = 0,
     ) -> None:
-        self.target, self.device, self.measurer = target, device, measurer
+        self.target, self.device, self.pool = target, device, pool
         self.tuning = Tuning.of(target, device)
         self.progress = Progress()
         self._log = data_folder() / "trials" / file_name(target.name)
@@ -171,7 +172,7 @@ class Tuner:
 
     def _take(self, task: Task) -> float:
         self._current = task
-        return self.measurer.take(task.kernel, task.default)
+        return self.pool.take(task.kernel, task.default)
 
     def run(self, trials: int, seconds: float, report: Callable[[Progress], None]) -> None:
         """Search until the trials or the seconds are used up, or nothing is left to try.
@@ -196,11 +197,10 @@ class Tuner:
             if self._current is not task:
                 self._take(task)
             results = []
-            for values in task.search.propose(min(BATCH, trials - progress.trials)):
-                measured = self._candidate(task, values)
-                if measured is None:
-                    continue
-                results.append(measured)
+            # Each device has as many candidates of a batch as the only one would have.
+            count = min(BATCH * self.pool.size, trials - progress.trials)
+            for values, found, is_sure in self._measured(task, task.search.propose(count)):
+                results.append((values, self._judged(task, values, found, is_sure)))
                 progress.trials, progress.task = progress.trials + 1, task
                 progress.seconds = time.monotonic() - start
                 report(progress)
@@ -208,32 +208,47 @@ class Tuner:
             name = task.kernel.signature.kernel
             self._models[name].fit(self._history[name])
 
-    def _candidate(self, task: Task, wanted: Values) -> tuple[Values, float] | None:
-        """Measure a candidate; None where it turns out to be one that was tried before."""
-        kernel, search, progress = task.kernel, task.search, self.progress
-        progress.improved = False
-        found: Measured | Failed
-        try:
-            function, asked = kernel.lay_out(wanted)
-        except Exception as error:
-            # Rules are ours; a combination that one does not bear is only a bad candidate.
-            values, found = wanted, Failed("build", str(error)[:200])
-        else:
+    def _measured(
+        self, task: Task, proposals: list[Values]
+    ) -> Iterator[tuple[Values, Measured | Failed, bool]]:
+        """Measure those candidates that turn out to be none that was tried before.
+
+        Yields each with what was found, and whether that is sure enough for a record.
+        """
+        laid: list[tuple[Values, tirx.PrimFunc]] = []
+        for wanted in proposals:
+            try:
+                function, asked = task.kernel.lay_out(wanted)
+            except Exception as error:
+                # Rules are ours; a combination that one does not bear is only a bad candidate.
+                yield wanted, Failed("build", str(error)[:200]), False
+                continue
+            task.search.learn(asked)
             values = dict(asked.values)
-            search.learn(asked)
-            if not search.is_new(values):
-                return None
-            found = self.measurer.compare(function, QUICK_SECONDS)
-            best = min(search.best[1], task.ratio)
+            if task.search.is_new(values) and all(values != other for other, _ in laid):
+                laid.append((values, function))
+        functions = [function for _, function in laid]
+        quick = self.pool.compare_each(functions, QUICK_SECONDS)
+        for (values, function), found in zip(laid, quick, strict=True):
+            best = min(task.search.best[1], task.ratio)
             if isinstance(found, Measured) and found.ratio < WORTH * best:
-                found = self.measurer.compare(function, SURE_SECONDS, SURE_REPEATS)
-                if isinstance(found, Measured) and found.high < 1 and found.ratio < task.ratio:
-                    self._keep(task, values, found)
+                yield values, self.pool.compare(function, SURE_SECONDS, SURE_REPEATS), True
+            else:
+                yield values, found, False
+
+    def _judged(self, task: Task, values: Values, found: Measured | Failed, is_sure: bool) -> float:
+        """Keep what was found of a candidate; return its time by the default's."""
+        progress = self.progress
+        progress.improved = False
         if isinstance(found, Failed):
             progress.failures[found.kind] = progress.failures.get(found.kind, 0) + 1
-        ratio = found.ratio if isinstance(found, Measured) else float("inf")
+            ratio = float("inf")
+        else:
+            ratio = found.ratio
+            if is_sure and found.high < 1 and found.ratio < task.ratio:
+                self._keep(task, values, found)
         self._note(task, values, ratio)
-        return values, ratio
+        return ratio
 
     def _keep(self, task: Task, values: Values, found: Measured) -> None:
         """Make a candidate the kernel's record, on disk at once."""

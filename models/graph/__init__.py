@@ -2,6 +2,7 @@
 
 from .inference import add_inference
 from .layer import HeadFormat, TensorSpec, head_tensors, layer_tensors
+from .streaming import add_layer_prefill, add_layer_steps
 from .training import TrainingShape, add_steps, training_functions
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "TensorSpec",
     "TrainingShape",
     "add_inference",
+    "add_layer_prefill",
+    "add_layer_steps",
     "add_steps",
     "head_tensors",
     "layer_tensors",

@@ -61,8 +61,8 @@ def _add(
     attention = decode_attention if count == 1 else cached_attention
     capacity, sequences = tirx.Var("m", "int64"), tirx.Var("b", "int64")
     specs, ends, heads = layer_tensors(config), Ends(config, head), attention_shape(config)
-    adapter_type, factor_names = _adapter_type(config, lora)
-    d, kv, depth = config.head_dim, config.num_kv_heads, config.num_layers
+    factor_types, factor_names = adapter_type(config, lora)
+    d, depth = config.head_dim, config.num_layers
 
     def indices(name: str, length: Dimension) -> relax.Var:
         return relax.Var(name, relax.TensorType((length,), "int32"))
@@ -73,13 +73,8 @@ def _add(
     layers = relax.Var(
         "layers", relax.TupleType([relax.TupleType([s.type for s in specs])] * depth)
     )
-    adapters = relax.Var("adapters", relax.TupleType([adapter_type] * depth))
-    cache = relax.TupleType(
-        [
-            relax.TensorType((sequences, kv, d, capacity), "float32"),
-            relax.TensorType((sequences, kv, capacity, d), "float32"),
-        ]
-    )
+    adapters = relax.Var("adapters", relax.TupleType([factor_types] * depth))
+    cache = cache_type(config, sequences, capacity)
     caches = relax.Var("caches", relax.TupleType([cache] * depth))
     model = [rope, *ends.parameters, layers, adapters, caches]
     with bb.function(name, [tokens, sequence, position, select, *model]):
@@ -106,7 +101,18 @@ def _add(
         bb.emit_func_output(out)
 
 
-def _adapter_type(config: ModelConfig, lora: LoraOptions) -> tuple[relax.TupleType, list[str]]:
+def cache_type(config: ModelConfig, sequences: tirx.Var, capacity: tirx.Var) -> relax.TupleType:
+    """Return the type of one layer's keys and values."""
+    d, kv = config.head_dim, config.num_kv_heads
+    return relax.TupleType(
+        [
+            relax.TensorType((sequences, kv, d, capacity), "float32"),
+            relax.TensorType((sequences, kv, capacity, d), "float32"),
+        ]
+    )
+
+
+def adapter_type(config: ModelConfig, lora: LoraOptions) -> tuple[relax.TupleType, list[str]]:
     """Return the type of one layer's adapter factors, any rank, and their names in order."""
     rank = tirx.Var("r", "int64")
     fields, names = [], []

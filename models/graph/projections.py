@@ -1,7 +1,7 @@
 """The projections of a decoder layer, each with the norm and gate before it and the sum after it.
 
-In training these are kernels of their own, since each has its adjoint; a token that is written is
-too little work for that.
+They are kernels of their own, or parts of the projection's kernel: a token that is written is too
+little work for several, and where memory is the limit what need not go through it is gained.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Projections:
 
 
 class FusedProjections(Projections):
-    """The same as one kernel each, which has no gradient."""
+    """The same as one kernel each."""
 
     def __call__(
         self,
@@ -134,3 +134,28 @@ class FusedProjections(Projections):
             norm=None if weight is None else Norm(weight, self.config.rms_norm_eps),
             residual=residual,
         )
+
+
+class TrainedProjections(FusedProjections):
+    """The same for many tokens, where the gate has a kernel of its own.
+
+    Its arguments are twice as wide as its result, which the projection's kernel reads several
+    times. With dropout the adapter's input is another one, so that the projection's has to be there
+    as a tensor.
+    """
+
+    def __call__(
+        self,
+        name: str,
+        x: relax.Expr,
+        *,
+        norm: str = "",
+        gated: bool = False,
+        residual: relax.Expr | None = None,
+    ) -> relax.Var:
+        """Emit a group of projections, see :meth:`Projections.__call__`."""
+        if gated:
+            x = gated_activation(self.bb, x, self.config.activation)
+        if self.lora.dropout and name in self.lora.factors:
+            return Projections.__call__(self, name, x, norm=norm, residual=residual)
+        return super().__call__(name, x, norm=norm, residual=residual)

@@ -22,7 +22,7 @@ from .layer import (
     layer_tensors,
     tuple_items,
 )
-from .projections import LoraUse, Projections
+from .projections import LoraUse, Projections, TrainedProjections
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Layer:
         frozen = [self.starts, self.rope, *seed, *self.weights.values()]
         return [self.x, *self.factors.values(), *frozen]
 
-    def emit(self, bb: relax.BlockBuilder) -> relax.Var:
+    def emit(self, bb: relax.BlockBuilder, projections: type[Projections]) -> relax.Var:
         """Emit the layer."""
         groups = dict.fromkeys(group for group, _ in self.factors)
         lora = LoraUse(
@@ -86,7 +86,7 @@ class _Layer:
         )
         heads = attention_shape(self.config)
         return decoder_layer(
-            Projections(bb, self.config, dict(self.weights), lora),
+            projections(bb, self.config, dict(self.weights), lora),
             self.x,
             lambda qkv: attention(bb, qkv, self.starts, self.rope, heads),
         )
@@ -98,12 +98,15 @@ def training_functions(
     shape: TrainingShape,
     lora: LoraOptions,
     head: HeadFormat,
+    fused: bool = False,
 ) -> None:
     """Add ``embed``, ``layer_forward``, ``head_loss``, ``head_loss_vjp`` and ``rope``.
 
     ``layer_forward`` takes x and the adapter's factors first: its adjoint is taken with respect to
-    these. With dropout there is ``layer_evaluate`` as well, the layer without it.
+    these. With dropout there is ``layer_evaluate`` as well, the layer without it. With `fused`,
+    norms and residuals are parts of the projections' kernels.
     """
+    projections = TrainedProjections if fused else Projections
     functions = {"layer_forward": lora}
     if lora.dropout:
         functions["layer_evaluate"] = replace(lora, dropout=0.0)
@@ -111,7 +114,7 @@ def training_functions(
         layer = _Layer(config, shape, use)
         with bb.function(name, layer.parameters):
             with bb.dataflow():
-                out = bb.emit_output(layer.emit(bb))
+                out = bb.emit_output(layer.emit(bb, projections))
             bb.emit_func_output(out)
 
     ends = Ends(config, head)
@@ -261,7 +264,9 @@ def _add_update(bb: relax.BlockBuilder, depth: int, size: int) -> None:
     gradients = relax.Var("gradients", flat)
     with bb.function("gradient_squares", [gradients]):
         items = [bb.emit(relax.TupleGetItem(gradients, i)) for i in range(depth)]
-        bb.emit_func_output(relax.Tuple([sum_squares(bb, item) for item in items]))
+        squares = [sum_squares(bb, item) for item in items]
+        # One tensor, so that the host waits for the device once.
+        bb.emit_func_output(bb.emit(relax.op.concat(squares, axis=0)))
 
     buffers = [relax.Var(n, flat) for n in ("adapters", "moments1", "moments2", "gradients")]
     hyper = relax.Var("hyper", relax.TensorType((8,), "float32"))

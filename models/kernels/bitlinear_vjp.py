@@ -128,13 +128,26 @@ def bitlinear_vjp(
     return emit(bb, "bitlinear_vjp", compute, [dy, x, packed, scale, *adapter], parameters)
 
 
+def input_adjoint(
+    bb: relax.BlockBuilder,
+    dy: relax.Expr,
+    x: relax.Expr,
+    packed: relax.Expr,
+    scale: relax.Expr,
+    parameters: Parameters,
+    adapter: Sequence[relax.Expr],
+) -> list[relax.Expr]:
+    """Emit the adjoint of :func:`bitlinear` and return those of x and of all of `adapter`."""
+    result = bitlinear_vjp(bb, dy, x, packed, scale, parameters, tuple(adapter))
+    if not adapter:
+        return [result]
+    return [bb.emit(relax.TupleGetItem(result, i)) for i in range(1 + len(adapter))]
+
+
 @register_adjoint("bitlinear")
 def _adjoint(
     bb: relax.BlockBuilder, dy: relax.Var, arguments: Sequence[relax.Expr], parameters: Parameters
 ) -> list[relax.Expr | None]:
     x, packed, scale, *adapter = arguments
-    result = bitlinear_vjp(bb, dy, x, packed, scale, parameters, tuple(adapter))
-    if not adapter:
-        return [result, None, None]
-    gradients = [bb.emit(relax.TupleGetItem(result, i)) for i in range(1 + len(adapter))]
-    return [gradients[0], None, None, *gradients[1:]]
+    dx, *factors = input_adjoint(bb, dy, x, packed, scale, parameters, adapter)
+    return [dx, None, None, *factors]

@@ -1,26 +1,28 @@
-"""BitLinear with what stands before and after it in a layer, as one kernel for inference.
+"""BitLinear with what stands before and after it in a layer, as one kernel.
 
-A single token is so little work that each kernel costs more to start than to run; and what comes
-before a product is cheap enough for every part of a device to do again for itself. In order,
+A single token is so little work that each kernel costs more to start than to run; of many, what
+comes before a product and after it need not go through memory. In order,
 
     h = act(gate) * up              where x holds the gate and up
     h = h / rms(h) * weight         where there is a norm
     y = bitlinear(h)                its projections and adapters
     y = y + residual                where the block ends
 
-with each line as in `gated.py`, `norm.py` and `bitlinear.py`.
+with each line as in `gated.py`, `norm.py` and `bitlinear.py`. The adjoint computes h again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import relax, te
 
 from .bitlinear import LinearGroup, projected
-from .emit import emit
-from .gated import gated
-from .norm import normalised
+from .bitlinear_vjp import input_adjoint
+from .emit import Parameters, emit_differentiable, register_adjoint
+from .gated import gated, gated_activation, gated_activation_vjp
+from .norm import normalised, rms_norm, rms_norm_vjp
 
 
 @dataclass(frozen=True)
@@ -86,4 +88,26 @@ def fused_bitlinear(
 
     arguments = [x, packed, scale, *([] if norm is None else [norm.weight]), *(adapter or ())]
     arguments += [] if residual is None else [residual]
-    return emit(bb, "fused_bitlinear", compute, arguments, parameters)
+    return emit_differentiable(bb, "fused_bitlinear", compute, arguments, parameters)
+
+
+@register_adjoint("fused_bitlinear")
+def _adjoint(
+    bb: relax.BlockBuilder, dy: relax.Var, arguments: Sequence[relax.Expr], parameters: Parameters
+) -> list[relax.Expr | None]:
+    x, packed, scale, *rest = arguments
+    adjoints: list[relax.Expr | None] = [dy] if "residual" in parameters else []
+    adapter = rest[1 if "epsilon" in parameters else 0 : len(rest) - len(adjoints)]
+    activation = str(parameters["activation"]) if "activation" in parameters else None
+    gate = x if activation is None else gated_activation(bb, x, activation)
+    h, norm = gate, None
+    if "epsilon" in parameters:
+        norm = Norm(rest[0], float(parameters["epsilon"]))
+        h = rms_norm(bb, gate, norm.weight, norm.epsilon)
+    dx, *factors = input_adjoint(bb, dy, h, packed, scale, parameters, adapter)
+    if norm is not None:
+        dx = rms_norm_vjp(bb, dx, gate, norm.weight, norm.epsilon)
+    if activation is not None:
+        dx = gated_activation_vjp(bb, dx, x, activation)
+    frozen = [None, None] if norm is None else [None, None, None]
+    return [dx, *frozen, *factors, *adjoints]

@@ -60,10 +60,14 @@ def rms_norm_vjp(
     x: relax.Expr,
     weight: relax.Expr,
     epsilon: float,
+    added: relax.Expr | None = None,
 ) -> relax.Var:
-    """Emit ``dx = r (w dy - x r^2 mean_k(w dy x))`` with ``r = 1 / rms(x)``; shapes as above."""
+    """Emit ``dx = r (w dy - x r^2 mean_k(w dy x)) + added`` with ``r = 1 / rms(x)``.
 
-    def compute(dy: te.Tensor, x: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    Shapes as above; `added` is what else x's adjoint consists of, nothing by default.
+    """
+
+    def compute(dy: te.Tensor, x: te.Tensor, weight: te.Tensor, *rest: te.Tensor) -> te.Tensor:
         rows, columns = x.shape
         inverse = _inverse_rms(x, epsilon)
         k = te.reduce_axis((0, columns), "k")
@@ -71,16 +75,16 @@ def rms_norm_vjp(
             (rows,), lambda t: te.sum(dy[t, k] * weight[k] * x[t, k], axis=k), "projection"
         )
         width = tirx.Cast("float32", columns)
-        return te.compute(
-            x.shape,
-            lambda t, k: (
-                inverse[t]
-                * (dy[t, k] * weight[k] - x[t, k] * inverse[t] * inverse[t] * dot[t] / width)
-            ),
-            "rms_norm_vjp",
-        )
 
-    return emit(bb, "rms_norm_vjp", compute, [dy, x, weight], {"epsilon": epsilon})
+        def adjoint(t: tirx.Var, k: tirx.Var) -> tirx.PrimExpr:
+            along = x[t, k] * inverse[t] * inverse[t] * dot[t] / width
+            dx = inverse[t] * (dy[t, k] * weight[k] - along)
+            return dx + rest[0][t, k] if rest else dx
+
+        return te.compute(x.shape, adjoint, "rms_norm_vjp")
+
+    arguments = [dy, x, weight, *([] if added is None else [added])]
+    return emit(bb, "rms_norm_vjp", compute, arguments, {"epsilon": epsilon})
 
 
 @register_adjoint("rms_norm")

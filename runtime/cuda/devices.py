@@ -39,7 +39,7 @@ class Driver:
 
     def __call__(self, name: str, *arguments: Any) -> None:
         """Call a function."""
-        status = getattr(self._library, name)(*arguments)
+        status = self.status(name, *arguments)
         if status:
             found = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(found))
@@ -48,6 +48,10 @@ class Driver:
                 f"NVIDIA's driver can't be used: {said} ({name}).",
                 "Check it with nvidia-smi; 580 or later is needed.",
             )
+
+    def status(self, name: str, *arguments: Any) -> int:
+        """Call a function that may fail, and return its status."""
+        return int(getattr(self._library, name)(*arguments))
 
     def number(self, name: str, *arguments: Any) -> int:
         """Return the number that a function writes to its first argument."""

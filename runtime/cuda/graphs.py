@@ -9,11 +9,13 @@ device while there is room, and everything that runs later in the same stream ma
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable
 from typing import Any
 
 from ..ffi import tvm_ffi
 from .runtime import Runtime
+from .timing import Timed, Timer
 
 _NON_BLOCKING = 1
 """A stream that does not wait for the default one, which must not be used while one is recorded."""
@@ -22,17 +24,36 @@ _RELAXED = 2
 
 
 class Graph:
-    """Kernels that a function launched, ready to be launched as a whole in the default stream."""
+    """Kernels that a function launched, ready to be launched as a whole in the default stream.
 
-    def __init__(self, runtime: Runtime, handle: ctypes.c_void_p) -> None:
-        self._runtime, self._handle = runtime, handle
+    Parameters
+    ----------
+    runtime : Runtime
+        CUDA's.
+    recording : ctypes.c_void_p
+        The recorded graph.
+    """
+
+    def __init__(self, runtime: Runtime, recording: ctypes.c_void_p) -> None:
+        self._runtime, self._recording = runtime, recording
+        self._handle = ctypes.c_void_p()
+        self._timer: Timer | None = None
+        options = ctypes.c_ulonglong(0)
+        runtime("cudaGraphInstantiate", ctypes.byref(self._handle), recording, options)
 
     def launch(self) -> None:
         """Launch them; nothing is waited for."""
         self._runtime("cudaGraphLaunch", self._handle, None)
 
+    def times(self) -> list[Timed]:
+        """Launch them and return how long each took."""
+        if self._timer is None:
+            self._timer = Timer(self._runtime, self._recording)
+        return self._timer.times()
+
     def __del__(self) -> None:
         self._runtime.free("cudaGraphExecDestroy", self._handle)
+        self._runtime.free("cudaGraphDestroy", self._recording)
 
 
 def record(
@@ -54,7 +75,9 @@ def record(
     Returns
     -------
     callable
-        ``replay(profile)``. What it returns is empty: the launches are not timed one by one.
+        ``replay(profile)``, which with `profile` returns a JSON list of each launch's kernel, its
+        nanoseconds, and the bytes of the memory that it was given; empty otherwise, and where the
+        function could not be recorded.
     """
     runtime("cudaSetDevice", index)
     graph = _captured(runtime, index, function, taken)
@@ -63,6 +86,8 @@ def record(
         runtime("cudaSetDevice", index)
         if graph is None:
             taken(function())
+        elif profile:
+            return json.dumps([(t.name, t.nanoseconds, t.bytes) for t in graph.times()])
         else:
             graph.launch()
         return "[]"
@@ -90,9 +115,6 @@ def _captured(
         if runtime.status("cudaStreamEndCapture", stream, ctypes.byref(graph)) or failed:
             return None
         taken(result)
-        whole = ctypes.c_void_p()
-        runtime("cudaGraphInstantiate", ctypes.byref(whole), graph, ctypes.c_ulonglong(0))
-        runtime.free("cudaGraphDestroy", graph)
-        return Graph(runtime, whole)
+        return Graph(runtime, graph)
     finally:
         runtime.free("cudaStreamDestroy", stream)

@@ -18,8 +18,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-KINDS = ("opencl", "vulkan")
+KINDS = ("opencl", "vulkan", "rocm")
 """The backends that there are sources of."""
+SOURCES = {"rocm": "hip"}
+"""What a backend's source and its folder are called, where not as the backend."""
 PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"}
 LIBRARIES = ("tvm_runtime", "tvm_ffi")
 COMPILERS = ("c++", "g++", "clang++")
@@ -39,10 +41,15 @@ def library_name(kind: str) -> str:
     return f"libbitfabric_{kind}{SUFFIX}"
 
 
+def source(kind: str) -> Path:
+    """Return the file that a backend is compiled from; its folder lies beside it."""
+    return FOLDER / f"{SOURCES.get(kind, kind)}.cc"
+
+
 def sources(kind: str) -> list[Path]:
     """Return every file that decides a backend's code, sorted: shared ones and its own."""
-    files = [FOLDER / f"{kind}.cc", *FOLDER.glob("*.h")]
-    for folder in (kind, "compat"):
+    files = [source(kind), *FOLDER.glob("*.h")]
+    for folder in (source(kind).stem, "compat"):
         files += (FOLDER / folder).rglob("*.h")
     return sorted(files)
 
@@ -136,7 +143,7 @@ def build(kind: str, target: Path) -> None:
     define = f'-DBITFABRIC_BUILD_KEY="{build_key(kind)}"'
     command = [compiler(), "-std=c++17", "-O2", "-fPIC", "-shared", define]
     command += [f"-I{folder}" for folder in include_folders()]
-    command += [f"{kind}.cc"]
+    command += [source(kind).name]
     if sys.platform != "darwin":
         command += [f"-L{folder}" for folder in library_folders()]
         command += [f"-l{name}" for name in LIBRARIES] + ["-ldl", "-pthread"]

@@ -27,7 +27,7 @@ class DeviceModule final : public ffi::ModuleObj {
     kernels_.resize(module_.kernels.size());
   }
 
-  const char* kind() const final { return Backend::kKind; }
+  const char* kind() const final { return Backend::kModule; }
   int GetPropertyMask() const final {
     return ffi::Module::kBinarySerializable | ffi::Module::kRunnable;
   }

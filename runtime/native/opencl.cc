@@ -16,6 +16,7 @@ namespace {
 struct Backend {
   static constexpr const char* kName = "OpenCL";
   static constexpr const char* kKind = "opencl";
+  static constexpr const char* kModule = kKind;
   static constexpr const char* kFormat = "cl";
   static constexpr DLDeviceType kType = kDLOpenCL;
   using Code = opencl::Code;

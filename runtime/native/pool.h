@@ -18,6 +18,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "errors.h"
+
 namespace bitfabric {
 
 class Pool;
@@ -69,6 +71,11 @@ class MemorySource {
   // Waits for all commands, so that what was destroyed is really given back.
   virtual void WaitIdle() = 0;
   [[noreturn]] virtual void RaiseOutOfMemory(size_t bytes, size_t in_use, size_t reserved) = 0;
+  [[noreturn]] virtual void RaiseOverBudget(size_t bytes, size_t in_use, size_t budget) {
+    Raise("Device", Trouble::kOutOfMemory,
+          "The memory budget of " + BytesText(budget) + " has no room for " + BytesText(bytes) +
+              ": " + BytesText(in_use) + " are in use.");
+  }
 };
 
 struct Slab {
@@ -105,6 +112,8 @@ class Pool {
     std::lock_guard<std::mutex> lock(mutex_);
     Arena* const arena = Arena::Current();
     const bool apart = arena != nullptr && arena->pool == this;
+    if (bytes > budget_ || usage_.in_use > budget_ - bytes)
+      source_->RaiseOverBudget(bytes, usage_.in_use, budget_);
     Block* block = apart ? TakeFrom(&arena->free, bytes) : nullptr;
     if (block == nullptr) {
       block = bytes <= kSmall ? TakeSmall(bytes) : TakeLarge(bytes);
@@ -147,6 +156,11 @@ class Pool {
   MemoryUsage usage() {
     std::lock_guard<std::mutex> lock(mutex_);
     return usage_;
+  }
+  // From now on no more than so many bytes are in use at once.
+  void SetBudget(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    budget_ = bytes;
   }
   void ResetPeak() {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -309,6 +323,7 @@ class Pool {
   std::unordered_map<size_t, SizeClass> classes_;
   std::vector<Block*> kept_;  // oldest first
   size_t kept_bytes_ = 0;
+  size_t budget_ = SIZE_MAX;
   MemoryUsage usage_;
 };
 

@@ -3,6 +3,7 @@
 // A `Backend` is a struct that names an API's parts:
 //     kName     what errors call it ("OpenCL")
 //     kKind     what TVM calls it ("opencl"); kType: its DLPack device type
+//     kModule   what TVM calls its device modules
 //     kFormat   of a module's code
 //     Device    one device: index, info (DeviceFacts and Json), pool (Pool), Name, Open, submitted,
 //               Write, Read, Copy, Clear, Wait, Part, Destroy
@@ -57,7 +58,7 @@ void Register() {
                     DeviceAPI* const api = DeviceApi<Backend>::Get();
                     *value = static_cast<void*>(api);
                   })
-      .def(("ffi.Module.load_from_bytes." + kind).c_str(), LoadModule<Backend>)
+      .def((std::string("ffi.Module.load_from_bytes.") + Backend::kModule).c_str(), LoadModule<Backend>)
       .def(("ffi.Module.create." + kind).c_str(), CreateModule<Backend>)
       .def(("runtime.timer." + kind).c_str(),
            [](DLDevice device) {
@@ -67,6 +68,10 @@ void Register() {
       .def((own + "memory").c_str(), Memory<Backend>)
       .def((own + "reset_peak").c_str(),
            [](int device) { Devices::Get().Known(device).pool.ResetPeak(); })
+      .def((own + "budget").c_str(),
+           [](int device, int64_t bytes) {
+             Devices::Get().Known(device).pool.SetBudget(static_cast<size_t>(bytes));
+           })
       .def((own + "release").c_str(),
            [](int device) { Devices::Get().Known(device).pool.ReleaseUnused(); })
       .def((own + "programs").c_str(), Programs<Backend>)

@@ -16,6 +16,7 @@ namespace {
 struct Backend {
   static constexpr const char* kName = "Vulkan";
   static constexpr const char* kKind = "vulkan";
+  static constexpr const char* kModule = kKind;
   static constexpr const char* kFormat = "spirv";
   static constexpr DLDeviceType kType = kDLVulkan;
   using Code = vulkan::Code;

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...targets import FabricError
+from ...targets import FabricError, host_cpu, processor
 from ..batch import Batch
+from ..budget import inference_engine, training_engine
 from ..bundle import Bundle
+from ..device import named_devices
 from ..engine import TrainingEngine
+from ..ffi import tvm_ffi
 from ..inference import InferenceEngine
+from ..kernel_bench import KernelBench
+from ..measure import Measurement, Work
 from .bundles import BundleStore
 from .message import Arrays, Values
 
@@ -30,6 +37,8 @@ class Service:
         self._store = store
         self._training: TrainingEngine | None = None
         self._writing: InferenceEngine | None = None
+        self._measurement: Measurement | None = None
+        self._kernels: KernelBench | None = None
         self._calls: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Reply]] = {
             "bundle.offer": self._offer,
             "bundle.named": self._named,
@@ -48,6 +57,11 @@ class Service:
             "write.reset": self._reset,
             "write.prefill": self._prefill,
             "write.decode": self._decode,
+            "measure.open": self._open_measurement,
+            "measure.round": self._measure_round,
+            "device.describe": self._describe,
+            "kernel.take": self._take_kernel,
+            "kernel.compare": self._compare_kernel,
         }
 
     def handle(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> Reply:
@@ -109,7 +123,7 @@ class Service:
         return {"result": result, "device_memory_mib": memory}, tensors or {}
 
     def _open_training(self, values: dict[str, Any], arrays: Arrays) -> Reply:
-        self._training = TrainingEngine(self._bundle)
+        self._training = training_engine(self._bundle)
         return self._trained()
 
     def _initialize_adapter(self, values: dict[str, Any], arrays: Arrays) -> Reply:
@@ -144,7 +158,7 @@ class Service:
         for key, array in arrays.items():
             index, _, name = key.partition("/")
             adapters[int(index)][0][name] = array
-        self._writing = InferenceEngine(self._bundle, adapters, capacity=values["capacity"])
+        self._writing = inference_engine(self._bundle, adapters, capacity=values["capacity"])
         return {"capacity": self._writing.capacity}, {}
 
     def _reset(self, values: dict[str, Any], arrays: Arrays) -> Reply:
@@ -159,3 +173,38 @@ class Service:
 
     def _written(self, logits: np.ndarray) -> Reply:
         return {"position": self._writes.position}, {"logits": logits}
+
+    def _open_measurement(self, values: dict[str, Any], arrays: Arrays) -> Reply:
+        self._measurement = Measurement(self._bundle, Work(**values))
+        return {"open": True}, {}
+
+    def _measure_round(self, values: dict[str, Any], arrays: Arrays) -> Reply:
+        if self._measurement is None:
+            raise FabricError("no measurement is open.", "Install the same version on both.")
+        return {"result": self._measurement.round()}, {}
+
+    def _describe(self, values: dict[str, Any], arrays: Arrays) -> Reply:
+        if values["kind"] != "cpu":
+            return {"devices": named_devices(values["kind"])}, {}
+        name, detail, threads = processor()
+        known = {"name": name, "detail": detail, "threads": threads}
+        return {"target": host_cpu().name, **known}, {}
+
+    def _take_kernel(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> Reply:
+        if self._kernels is None:
+            self._kernels = KernelBench(values["kind"])
+        return self._kernels.take(_kernel(arrays["library"]), values["arguments"]), {}
+
+    def _compare_kernel(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> Reply:
+        if self._kernels is None:
+            raise FabricError("no kernel was given.", "Install the same version on both.")
+        return self._kernels.compare(_kernel(arrays["library"]), **values), {}
+
+
+def _kernel(library: np.ndarray) -> Callable[..., Any]:
+    """Load a library, uint8 [n], and return its kernel."""
+    with tempfile.TemporaryDirectory(prefix="fabric-") as folder:
+        path = Path(folder) / "kernel.so"
+        path.write_bytes(library.tobytes())
+        # What is loaded stays, though its file goes.
+        return tvm_ffi.load_module(str(path))["main"]

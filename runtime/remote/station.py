@@ -67,7 +67,7 @@ class Station:
         self._dialer = Dialer(address, tell, patience)
         self._progress = progress
         self._link: Link | None = None
-        self._met = self._ready = False
+        self._met = self._ready = self._lost = False
         self.journal: list[Call] = []
         self.opened = Answer({}, {})
         try:
@@ -102,6 +102,7 @@ class Station:
                 link = self._link
                 assert link is not None
                 self.close()
+                self._lost = True
                 losses += not self._dialer.lost(link, error)
                 if losses == ATTEMPTS:
                     raise RemoteError(
@@ -127,8 +128,9 @@ class Station:
             self.opened = exchange(self._link, self._opening, self._compute)
             for call in self.journal:
                 exchange(self._link, call, self._compute)
-            if again:
+            if again and self._lost:
                 self._tell(f"Going on with {self._link.name}.")
+                self._lost = False
             # A bar that shows a training must not meet one that shows a bundle being sent.
             self._ready, self._progress = True, None
         return self._link

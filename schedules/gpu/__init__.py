@@ -29,6 +29,8 @@ RULES: list[Rule] = [
     Rule("bitlinear", ternary_matrix.tiles),
     Rule("bitlinear", bitlinear.tiles),
     Rule("fused_bitlinear", bitlinear.few_tokens),
+    Rule("fused_bitlinear", ternary_matrix.tiles),
+    Rule("fused_bitlinear", bitlinear.tiles),
     Rule("bitlinear_vjp", straight_matrix.units),
     Rule("bitlinear_vjp", bitlinear_vjp.tiles),
     Rule("logits", logits.by_rows),

@@ -49,9 +49,7 @@ def few_tokens(
         product = RowProduct(plan, linear)
 
         def two() -> None:
-            lora_input = linear.x if linear.lora_input is None else linear.lora_input
-            fused = None if linear.is_plain else linear
-            tokens = Tokens(gpu, linear.x, 1, linear.a, lora_input, fused)
+            tokens = Tokens.of(gpu, linear, 1)
             tokens.emit(linear.lora_scale)
             product.emit(Stored(tokens))
 
@@ -72,18 +70,21 @@ def few_tokens(
 def tiles(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
-    """Lay out `bitlinear` by tiles; None where a projection is no multiple of 16 rows."""
+    """Lay out `bitlinear`, or `fused_bitlinear`, by tiles.
+
+    None where a projection is no multiple of 16 rows.
+    """
     parts = segments(parameters)
     if not aligned(parts):
         return None
-    gpu, scale = Gpu(target), float(parameters["lora_scale"])
+    gpu = Gpu(target)
 
-    def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
-        *adapters, y = rest
-        a, b = adapters[:2] if adapters else (None, None)
-        tile = choose(gpu, shape(x)[0], parts[-1].end)
-        tokens = Tokens(gpu, x, tile.height, a, adapters[2] if len(adapters) > 2 else x)
-        tokens.emit(scale)
-        Product(tile, parts, packed, scales, tokens, b, y).emit()
+    def body(*buffers: Buffer) -> None:
+        linear = Linear.of(parameters, buffers)
+        tile = choose(gpu, shape(linear.x)[0], parts[-1].end)
+        tokens = Tokens.of(gpu, linear, tile.height)
+        tokens.emit(linear.lora_scale)
+        rest = linear.b, linear.y, linear.residual
+        Product(tile, parts, linear.packed, linear.scales, tokens, *rest).emit()
 
     return build(function, body)

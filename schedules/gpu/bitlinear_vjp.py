@@ -25,6 +25,7 @@ from .gemm import Finish, Product, store_vector
 from .gemm_tile import Tile, split_count
 from .halves import Halves
 from .kernel import Gpu, build, ceil_div, scratch
+from .lora_gradients import FEW, Skinny, emit_gradients
 from .operand import HALF, HALVES, VECTOR, Operand, depth_major, row_major, shifted
 from .vectors import LANES, fours
 from .work import Work, launch_works
@@ -74,7 +75,11 @@ def tiles(
             to_input = [main.reduction(sums, _store(dx)), lora.through(through[0])]
         else:
             to_input = [lora.through(dx, main, sums)]
-        launch_works([*to_input, *lora.gradients(da, db)])
+        if gpu.shared and (static(lora.tokens) or 0) > FEW:
+            launch_works(to_input)
+            emit_gradients(gpu, lora.tokens, lora.skinny(da, db))
+        else:
+            launch_works([*to_input, *lora.gradients(da, db)])
 
     return build(function, body)
 
@@ -281,6 +286,26 @@ class Lora:
             to_b = _store(db, part.column)
             works.append(self._outer(u, dy, self.rank, part.end - part.begin, to_b))
         return works
+
+    def skinny(self, da: Buffer, db: Buffer) -> list[Skinny]:
+        """Return the same as products for :func:`emit_gradients`; columns in vectors of four."""
+        x, dy = (lambda t, v: fours(self.x)[t, v]), (lambda t, v: fours(self.dy)[t, v])
+
+        def to_a(j: Expr, v: Expr, value: Expr) -> None:
+            T.buffer_store(fours(da), value, [j // self.rank, j % self.rank, v])
+
+        products = [Skinny(self.du, 0, self.thin, x, self.columns // LANES, to_a)]
+        for part in self.adapted:
+
+            def of(t: Expr, v: Expr, first: int = part.begin // LANES) -> Expr:
+                return dy(t, first + v)
+
+            def to_b(j: Expr, v: Expr, value: Expr, first: int = part.column // LANES) -> None:
+                T.buffer_store(fours(db), value, [j, first + v])
+
+            vectors, first = (part.end - part.begin) // LANES, part.adapter * self.rank
+            products.append(Skinny(self.u, first, self.rank, of, vectors, to_b))
+        return products
 
     def _outer(self, thin: Operand, wide: Operand, rows: int, columns: int, finish: Finish) -> Work:
         """Return the work of a product over the tokens."""

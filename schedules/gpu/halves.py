@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 from ..tir import Buffer, Expr, bind, shape, splat
 from .kernel import ceil_div, loop, registers, scratch
 from .operand import HALF, HALVES, Operand, scalars
-from .quantise import largest
+from .quantise import Order, largest, put_word
 from .vectors import LANES, held, lane
 from .work import THREADS, Place, Work
 
@@ -53,6 +53,8 @@ class Halves(Work):
         N, a multiple of four.
     fetch : callable
         ``fetch(row, vector)`` returns four adjacent float32.
+    order : callable, optional
+        Where the words go; None for the order of the columns.
 
     Attributes
     ----------
@@ -65,8 +67,14 @@ class Halves(Work):
     vectors = THREADS // LANES
 
     def __init__(
-        self, rows: Expr, padded: Expr, columns: int, fetch: Callable[[Expr, Expr], Expr]
+        self,
+        rows: Expr,
+        padded: Expr,
+        columns: int,
+        fetch: Callable[[Expr, Expr], Expr],
+        order: Order | None = None,
     ) -> None:
+        self.order = order
         self.groups, self.columns, self.fetch = rows, columns // LANES, fetch
         self.words = scratch([padded, columns // 2], "int32")
         self.undo = scratch([padded])
@@ -85,6 +93,10 @@ class Halves(Work):
         """Return the words seen as pairs, four 16-bit floats each; inside a launch."""
         rows, words = shape(self.words)
         return T.decl_buffer([rows, words // 2], "int32x2", data=self.words.data)
+
+    def put(self, row: Expr, vector: Expr, halves: Expr) -> None:
+        """Emit the store of four 16-bit floats of a row."""
+        put_word(self.pairs(), T.reinterpret("int32x2", halves), row, vector, self.order)
 
     def _each(self, place: Place, body: Callable[[Expr], None]) -> None:
         """Emit ``body(vector)`` for a thread's vectors of the row; the last may be several's."""
@@ -117,7 +129,7 @@ class Halves(Work):
 
         def put(vector: Expr) -> None:
             halves = T.Cast(HALVES, self.fetch(place.group, vector) * splat(up, LANES))
-            T.buffer_store(self.pairs(), T.reinterpret("int32x2", halves), [place.group, vector])
+            self.put(place.group, vector, halves)
 
         self._each(place, put)
         with T.If(place.thread == 0), T.Then():

@@ -17,8 +17,9 @@ from .matrix_block import Factor, MatrixBlock
 from .matrix_tile import MatrixTile
 from .quantise import Order
 from .share import Share
+from .warpgroup import THREADS as WARPGROUP
 from .warpgroup_block import PIECES, WarpgroupBlock
-from .warpgroup_tile import WarpgroupTile
+from .warpgroup_tile import COLUMNS, WarpgroupTile
 from .warpgroup_weights import Weights
 
 Finish = Callable[[Share], None]
@@ -152,7 +153,7 @@ class WarpgroupPlan:
         Where the tokens' words are expected.
     """
 
-    threads, columns = WarpgroupBlock.threads, WarpgroupBlock.columns
+    columns = COLUMNS
 
     def __init__(
         self,
@@ -162,12 +163,12 @@ class WarpgroupPlan:
         order: Order | None = None,
     ) -> None:
         self.tile, self.weights, self.sums, self.order = tile, weights, sums, order
-        self.rows, self.parts = tile.rows, tile.parts
+        self.rows, self.parts, self.threads = tile.rows, tile.parts, tile.threads
 
     def emit(
         self, corner: Corner, tokens: Buffer, vectors: int, packed: Buffer, finish: Finish
     ) -> None:
         """Emit the sums of a tile."""
         block = WarpgroupBlock(self.tile, tokens, self.sums, vectors // PIECES)
-        weights = self.weights(packed, corner.column, corner.thread)
+        weights = self.weights(packed, corner.column, bind(corner.thread % WARPGROUP))
         block.emit(corner.thread, corner.row, weights, finish, bind(corner.part))

@@ -93,10 +93,11 @@ def rms_norm(
 def rms_norm_vjp(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
-    """Lay out ``dx = r (w dy - x r^2 mean(w dy x))`` with ``r = 1 / rms(x)``."""
+    """Lay out ``dx = r (w dy - x r^2 mean(w dy x))`` with ``r = 1 / rms(x)``, plus another sum."""
     gpu, epsilon = Gpu(target), float(parameters["epsilon"])
 
-    def body(dy: Buffer, x: Buffer, weight: Buffer, dx: Buffer) -> None:
+    def body(dy: Buffer, x: Buffer, weight: Buffer, *rest: Buffer) -> None:
+        *added, dx = rest
         rows, columns = shape(x)
         with launch([rows], [gpu.threads]) as (t, thread):
             row = _Row(gpu, thread, columns, 2)
@@ -116,8 +117,11 @@ def rms_norm_vjp(
 
             def project(i: Expr) -> None:
                 value, weighted = at(i)
-                rest = weighted - value * splat(along, row.lanes)
-                store(dx, rest * splat(inverse, row.lanes), t, i)
+                across = weighted - value * splat(along, row.lanes)
+                total = across * splat(inverse, row.lanes)
+                for other in added:
+                    total = total + load(other, t, i, lanes=row.lanes)
+                store(dx, total, t, i)
 
             row.each(project)
 

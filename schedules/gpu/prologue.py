@@ -1,4 +1,4 @@
-"""The gate and the norm before a group's projections, done by each work-group for its token."""
+"""The gate and the norm before a group's projections, done by each work-group for its tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .vectors import LANES, fours, held, lane
 
 
 class Prologue:
-    """A token as its projections see it. Make it at the top of a launch: it allocates.
+    """Tokens as their projections see them. Make it at the top of a launch: it allocates.
 
     Parameters
     ----------
@@ -25,15 +25,29 @@ class Prologue:
         Threads of the work-group, a power of two.
     thread : PrimExpr
         The thread's index.
+    height : int
+        Tokens of the work-group, a power of two.
+
+    Attributes
+    ----------
+    inverses : list of PrimExpr
+        The norm's factor of each token; nothing without a norm.
     """
 
-    def __init__(self, gpu: Gpu, linear: Linear, threads: int, thread: Expr) -> None:
+    def __init__(
+        self, gpu: Gpu, linear: Linear, threads: int, thread: Expr, height: int = 1
+    ) -> None:
         self.linear, self.x = linear, fours(linear.x)
         self.vectors = linear.columns // LANES
-        self.inverse: Expr = None
+        self.inverses: list[Expr] = []
         self.weight: Buffer = None
         if linear.norm is not None:
-            self.weight, self.sums = fours(linear.norm), reduction(gpu, threads, thread)
+            self.weight, self.sums = fours(linear.norm), reduction(gpu, threads, thread, height)
+
+    @property
+    def inverse(self) -> Expr:
+        """The norm's factor of a single token; None without a norm."""
+        return self.inverses[0] if self.inverses else None
 
     def gated(self, token: Expr, place: Expr) -> Expr:
         """Return a vector of a token after the gate."""
@@ -43,23 +57,28 @@ class Prologue:
         up = bind(self.x[token, place + self.vectors])
         return bind(activation(kind, value, LANES)[0] * up)
 
-    def sum_squares(self, total: Expr) -> None:
-        """Emit the norm's factor from each thread's sum of :func:`squares`, if there is a norm."""
+    def sum_squares(self, *totals: Expr) -> None:
+        """Emit the norm's factors, if there is a norm.
+
+        `totals` are each thread's sums of the tokens' :func:`squares`.
+        """
         if self.weight is None:
             return
-        self.sums.put([total])
-        mean = self.sums.get() / T.float32(self.linear.columns)
-        self.inverse = held(T.float32(1.0) / T.sqrt(mean + T.float32(self.linear.epsilon)))
+        self.sums.put(list(totals))
+        for i in range(len(totals)):
+            mean = self.sums.get(i) / T.float32(self.linear.columns)
+            root = T.sqrt(mean + T.float32(self.linear.epsilon))
+            self.inverses.append(held(T.float32(1.0) / root))
 
     def factor(self, place: Expr) -> Expr:
         """Return a vector of the norm's weight; None where there is no norm."""
         return None if self.weight is None else bind(self.weight[place])
 
-    def normed(self, value: Expr, factor: Expr) -> Expr:
-        """Return a vector of the gated token after the norm, given its :meth:`factor`."""
+    def normed(self, value: Expr, factor: Expr, i: int = 0) -> Expr:
+        """Return a vector of the i-th gated token after the norm, given its :meth:`factor`."""
         if self.weight is None:
             return value
-        return bind(value * T.broadcast(self.inverse, LANES) * factor)
+        return bind(value * T.broadcast(self.inverses[i], LANES) * factor)
 
 
 def squares(vector: Expr) -> Expr:

@@ -1,7 +1,7 @@
 """Tokens as 8-bit integers, and their products with the adapters' factor A.
 
 A token is ``q * bound / 127`` with ``bound = max(max |x|, 1e-5)`` and ``q`` in [-127, 127], four to
-an int32 word. One launch does both, a work-group for a few tokens and one adapter.
+an int32 word. One launch does both, a work-group for a few tokens and one adapter, or all of them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..linear import Linear
-from ..tir import Buffer, Expr, bind, shape, static, when
+from ..tir import Buffer, Expr, bind, lanes_of, shape, static, when
 from .kernel import Gpu, ceil_div, dot4, launch, loop, registers, scratch
+from .operand import VECTOR
 from .prologue import Prologue, squares
 from .reduction import reduction
 from .vectors import LANES, fours, held, lane, only, power_of_two
@@ -28,10 +29,16 @@ SUMS = 16
 """Products with rows of A that a thread sums at once."""
 RANKS = 8
 """Rows of A among them at most."""
+HELD = 16
+"""Vectors that a thread keeps of its tokens, at most; of longer ones it reads each again."""
+WORD = 4
+"""Bytes of a float32."""
+SPARE = 8 << 10
+"""Bytes of shared memory for all but the sums of products."""
 MANY = 1024
 """From this many tokens on, a row of A is worth holding for more of them."""
-Order = Callable[[Expr], Expr]
-"""Where a token's word of four columns goes, of its place among the others."""
+Order = Callable[[Expr, Expr, int], Expr]
+"""``order(token, word, words)`` returns where a word of a token, one of so many, goes in memory."""
 
 
 def divide(numerator: Expr, denominator: Expr) -> Expr:
@@ -76,6 +83,20 @@ def dot(left: Expr, right: Expr, total: Expr) -> Expr:
     return total
 
 
+def put_word(words: Buffer, value: Expr, token: Expr, word: Expr, order: Order | None) -> None:
+    """Emit the store of a word, or a vector of words, of a token of ``(T', W)`` words or vectors.
+
+    `word` counts words or such vectors.
+    """
+    if order is None:
+        T.buffer_store(words, value, [token, word])
+        return
+    rows, count = shape(words)
+    lanes = lanes_of(value)
+    flat = T.decl_buffer([rows * count], str(words.dtype), data=words.data)
+    T.buffer_store(flat, value, [order(token, word * lanes, count * lanes) // lanes])
+
+
 class Tokens:
     """The quantised tokens and their products with A, in device memory between launches.
 
@@ -104,7 +125,7 @@ class Tokens:
     lora_input : Buffer
         ``(T, K)`` float32, the adapters' input.
     fused : Linear, optional
-        Whose gate and norm x passes first, with `multiple` 1; `lora_input` is x then.
+        Whose gate and norm x passes first; `lora_input` is x then.
     order : callable, optional
         Where the words go; None for the order of the columns.
     """
@@ -119,15 +140,21 @@ class Tokens:
         fused: Linear | None = None,
         order: Order | None = None,
     ) -> None:
-        self.order = order or (lambda place: place)
+        self.order = order
         self.gpu, self.x, self.a, self.lora_input, self.fused = gpu, x, a, lora_input, fused
         self.tokens, self.columns = shape(x)
         if fused is not None:
             self.columns = fused.columns
         count = static(self.tokens)
         self.few = multiple == 1
-        self.height = min(4 if count is not None and count >= MANY else 2, multiple)
+        # One work-group for all adapters, where there are enough: it need not quantise for each.
+        self.alone = count is not None and count >= MANY and not self.few
+        self.height = min(4 if self.alone else 2, multiple)
         self.ranks = min(RANKS, SUMS // self.height)
+        if self.alone and gpu.shared and gpu.target.limits is not None:
+            room = gpu.target.limits.shared_bytes - SPARE
+            most = room // (WORD * gpu.threads * self.height)
+            self.ranks = next((ranks for ranks in (RANKS, 4, 2) if ranks <= most), 1)
         self.padded = ceil_div(self.tokens, multiple) * multiple
         self.words = scratch([self.padded, self.columns // LANES], "int32")
         self.step = scratch([self.padded])
@@ -137,17 +164,26 @@ class Tokens:
             self.adapters, self.rank, _ = shape(a)
             self.down = scratch([self.padded, self.adapters, self.rank])
 
+    @classmethod
+    def of(
+        cls, gpu: Gpu, linear: Linear, multiple: int, order: Order | None = None
+    ) -> Tokens:
+        """Return the tokens of a group of projections, after its gate and norm."""
+        lora_input = linear.x if linear.lora_input is None else linear.lora_input
+        fused = None if linear.is_plain else linear
+        return cls(gpu, linear.x, multiple, linear.a, lora_input, fused, order)
+
     def emit(self, lora_scale: float) -> None:
         """Emit the launch that fills the buffers."""
-        vectors = self.columns // LANES
-        threads = min(self.gpu.threads, max(power_of_two(vectors), 32))
-        self.threads, self.vectors = threads, vectors
+        self.vectors = self.columns // LANES
+        self.threads = min(self.gpu.threads, max(power_of_two(self.vectors), 32))
+        self.steps = ceil_div(self.vectors, self.threads)
         groups = ceil_div(self.tokens, self.height)
         grid = [groups, 1, 1]
-        if self.a is not None:
+        if self.a is not None and not self.alone:
             # Where there are few tokens, the rows of A are shared by more work-groups, too.
             grid = [groups, self.adapters, ceil_div(self.rank, self.ranks) if self.few else 1]
-        with launch(grid, [threads]) as (group, adapter, chunk, thread):
+        with launch(grid, [self.threads]) as (group, adapter, chunk, thread):
             self.thread = thread
             self.first = bind(group * self.height)
             last = self.tokens - 1
@@ -158,32 +194,89 @@ class Tokens:
             if self.a is not None:
                 self._down(adapter, chunk, lora_scale)
 
-    def _place(self, step: Expr) -> tuple[Expr, Expr | None]:
-        """Return a thread's vector of a step, and whether there is one (None: always)."""
-        place = bind(step * self.threads + self.thread)
-        if self.vectors % self.threads == 0:
-            return place, None
-        return bind(tirx.min(place, self.vectors - 1)), bind(place < self.vectors)
+    def _each(self, body: Callable[[Expr, Expr, Expr | None], None]) -> None:
+        """Emit ``body(step, vector, whether there is one)`` for a thread's vectors; None: always.
+
+        A step is a Python int where the vectors stay in registers.
+        """
+
+        def one(step: Expr) -> None:
+            place = bind(step * self.threads + self.thread)
+            if self.vectors % self.threads == 0:
+                body(step, place, None)
+            else:
+                body(step, bind(tirx.min(place, self.vectors - 1)), bind(place < self.vectors))
+
+        if self.steps * self.height <= HELD:
+            for step in range(self.steps):
+                one(step)
+        else:
+            with loop(self.steps) as step:
+                one(step)
 
     def _open(self) -> None:
-        """Emit what the reading of the tokens needs; sets how their vectors are read."""
-        if self.fused is None:
-            x, other = fours(self.x), fours(self.lora_input)
-            self.value = lambda i, place: bind(x[self.rows[i], place])
-            self.lora_value = lambda i, place: bind(other[self.rows[i], place])
-            return
-        prologue = Prologue(self.gpu, self.fused, self.threads, self.thread)
-        if self.fused.norm is not None:
-            total = registers([1])
-            T.buffer_store(total, T.float32(0.0), [0])
-            with loop(ceil_div(self.vectors, self.threads)) as step:
-                place, inside = self._place(step)
-                value = only(inside, prologue.gated(self.rows[0], place))
-                T.buffer_store(total, total[0] + squares(value), [0])
-            prologue.sum_squares(total[0])
-        self.value = self.lora_value = lambda i, place: prologue.normed(
-            prologue.gated(self.rows[i], place), prologue.factor(place)
-        )
+        """Emit the reading of the tokens; sets how their vectors are got from then on."""
+        height, held_here = self.height, self.steps * self.height <= HELD
+        kept: Buffer = registers([self.steps * height], VECTOR) if held_here else None
+        x, other = fours(self.x), fours(self.lora_input)
+        prologue = norm = None
+        if self.fused is not None:
+            prologue = Prologue(self.gpu, self.fused, self.threads, self.thread, height)
+            norm = prologue if self.fused.norm is not None else None
+
+        def read(i: int, place: Expr) -> Expr:
+            row = self.rows[i]
+            return bind(x[row, place]) if prologue is None else prologue.gated(row, place)
+
+        if norm is not None:
+            self._measure(norm, read, kept)
+        elif held_here:
+
+            def take(step: Expr, place: Expr, _: Expr | None) -> None:
+                self._keep(read, kept, step, place)
+
+            self._each(take)
+
+        def value(i: int, step: Expr, place: Expr) -> Expr:
+            if held_here:
+                return kept[step * height + i]
+            found = read(i, place)
+            return found if norm is None else norm.normed(found, norm.factor(place), i)
+
+        self.value = self.lora_value = value
+        if self.lora_input is not self.x:
+            self.lora_value = lambda i, step, place: bind(other[self.rows[i], place])
+
+    def _keep(
+        self, read: Callable[[int, Expr], Expr], kept: Buffer, step: Expr, place: Expr
+    ) -> list[Expr]:
+        """Emit the reading of each token's vector at a place, to registers if there are any."""
+        values = [read(i, place) for i in range(self.height)]
+        if kept is not None:
+            for i, value in enumerate(values):
+                T.buffer_store(kept, value, [step * self.height + i])
+        return values
+
+    def _measure(self, norm: Prologue, read: Callable[[int, Expr], Expr], kept: Buffer) -> None:
+        """Emit the norm's factors, and the norm of what stays in registers."""
+        totals = registers([self.height])
+        for i in range(self.height):
+            T.buffer_store(totals, T.float32(0.0), [i])
+
+        def take(step: Expr, place: Expr, inside: Expr | None) -> None:
+            for i, value in enumerate(self._keep(read, kept, step, place)):
+                T.buffer_store(totals, totals[i] + squares(only(inside, value)), [i])
+
+        def scale(step: Expr, place: Expr, _: Expr | None) -> None:
+            factor = norm.factor(place)
+            for i in range(self.height):
+                at = step * self.height + i
+                T.buffer_store(kept, norm.normed(kept[at], factor, i), [at])
+
+        self._each(take)
+        norm.sum_squares(*(totals[i] for i in range(self.height)))
+        if kept is not None:
+            self._each(scale)
 
     def _quantise(self, mine: Expr) -> None:
         """Emit the tokens' words, steps and sums; the work-groups where `mine` holds keep them."""
@@ -192,25 +285,27 @@ class Tokens:
         for i in range(height):
             T.buffer_store(top, T.float32(0.0), [i])
             T.buffer_store(total, 0, [i])
-        with loop(ceil_div(self.vectors, self.threads)) as step:
-            place, _ = self._place(step)
+
+        def look(step: Expr, place: Expr, _: Expr | None) -> None:
             for i in range(height):
-                value = self.value(i, place)
-                T.buffer_store(top, tirx.max(top[i], largest(value)), [i])
+                T.buffer_store(top, tirx.max(top[i], largest(self.value(i, step, place))), [i])
+
+        self._each(look)
         maxima = reduction(self.gpu, self.threads, self.thread, height, combine=tirx.max)
         maxima.put([top[i] for i in range(height)])
         bounds = [bound_of(maxima.get(i)) for i in range(height)]
         factors = [divide(T.float32(LEVELS), bound) for bound in bounds]
-        with loop(ceil_div(self.vectors, self.threads)) as step:
-            place, inside = self._place(step)
+
+        def put(step: Expr, place: Expr, inside: Expr | None) -> None:
             for i in range(height):
-                packed = word(self.value(i, place), factors[i])
+                packed = word(self.value(i, step, place), factors[i])
                 if inside is not None:
                     packed = bind(tirx.Select(inside, packed, 0))
                 T.buffer_store(total, dot4(packed, ONES, total[i]), [i])
                 kept = mine if inside is None else tirx.all(inside, mine)
-                at = [self.first + i, self.order(place)]
-                when(kept, partial(T.buffer_store, self.words, packed, at))
+                when(kept, partial(put_word, self.words, packed, self.first + i, place, self.order))
+
+        self._each(put)
         sums = reduction(self.gpu, self.threads, self.thread, height, "int32")
         sums.put([total[i] for i in range(height)])
 
@@ -222,12 +317,12 @@ class Tokens:
         when(tirx.all(mine, self.thread == 0), finish)
 
     def _down(self, adapter: Expr, chunk: Expr, lora_scale: float) -> None:
-        """Emit the products with one adapter's rows of A, a few rows at a time."""
+        """Emit the products with the rows of A, of one adapter or of all, a few rows at a time."""
         count = self.height * self.ranks
         sums = reduction(self.gpu, self.threads, self.thread, count)
         total = registers([count])
 
-        def rows(chunk: Expr) -> None:
+        def rows(adapter: Expr, chunk: Expr) -> None:
             self._multiply(adapter, chunk, total)
             sums.put([total[i] for i in range(count)])
             j = bind(chunk * self.ranks + self.thread % self.ranks)
@@ -239,11 +334,15 @@ class Tokens:
 
             when(tirx.all(self.thread < count, j < self.rank), put)
 
+        chunks = ceil_div(self.rank, self.ranks)
         if self.few:
-            rows(chunk)
+            rows(adapter, chunk)
+        elif self.alone:
+            with loop(self.adapters * chunks) as index:
+                rows(bind(index // chunks), bind(index % chunks))
         else:
-            with loop(ceil_div(self.rank, self.ranks)) as index:
-                rows(index)
+            with loop(chunks) as index:
+                rows(adapter, index)
 
     def _multiply(self, adapter: Expr, chunk: Expr, total: Buffer) -> None:
         """Emit a thread's part of the products with a few rows of A."""
@@ -251,11 +350,13 @@ class Tokens:
         for i in range(self.height * self.ranks):
             T.buffer_store(total, T.float32(0.0), [i])
         ranks = [bind(tirx.min(chunk * self.ranks + j, self.rank - 1)) for j in range(self.ranks)]
-        with loop(ceil_div(self.vectors, self.threads)) as step:
-            place, inside = self._place(step)
-            values = [only(inside, self.lora_value(i, place)) for i in range(self.height)]
+
+        def add(step: Expr, place: Expr, inside: Expr | None) -> None:
+            values = [only(inside, self.lora_value(i, step, place)) for i in range(self.height)]
             for j, rank in enumerate(ranks):
                 factor = bind(a[adapter, rank, place])
                 for i, value in enumerate(values):
                     at = i * self.ranks + j
                     T.buffer_store(total, dot(value, factor, total[at]), [at])
+
+        self._each(add)

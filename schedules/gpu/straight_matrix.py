@@ -1,8 +1,7 @@
 """The adjoint of ternary projections on matrix units of 16-bit floats, which sum in 32 bits.
 
-Four launches, of which two each need not wait for each other: the rows of dy as scaled 16-bit
-floats, and the adapters' thin factors; the product with the weights, with what the adapters add,
-and the adapters' gradients.
+Three launches, or a few more: the rows of dy as scaled 16-bit floats with the adapters' thin
+factors; the product with the weights, with what the adapters add; and the adapters' gradients.
 """
 
 from __future__ import annotations
@@ -20,12 +19,14 @@ from . import warpgroup_tile
 from .bitlinear_vjp import Lora
 from .halves import Halves
 from .kernel import Gpu, build, ceil_div, launch, loop, registers, scratch
+from .lora_gradients import emit_gradients
 from .matrix_plan import Corner, Plan, UnitPlan, WarpgroupPlan
 from .matrix_tile import SPLITS, MatrixTile, choose
 from .share import Share
 from .ternary_matrix import FEWEST
-from .thin_factors import Thin, emit_thin
+from .thin_factors import Thin, ThinFactors
 from .vectors import LANES, four, fours, held, lane
+from .warpgroup import line_place
 from .warpgroup_weights import TernaryHalves
 from .work import THREADS, Place, Work, launch_works
 
@@ -51,10 +52,10 @@ def units(
     scale = float(parameters["lora_scale"])
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
-        halves = _halves(parts, plan.rows, dy, scales)
-        launch_works([halves])
+        halves = _halves(parts, plan, dy, scales)
         product = _Product(plan, packed, halves)
         if len(rest) == 1:
+            launch_works([halves])
             product.emit(rest[0], None)
             for work in product.sums(rest[0]):
                 launch_works([work])
@@ -63,11 +64,13 @@ def units(
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
         dx, da, db, *through = rest[3:] if separate else rest[2:]
         lora = Lora(gpu, parts, scale, dy, lora_input, a, b, whole=True)
-        _thin_factors(lora)
+        thin_factors(lora, parts, scales, halves)
         product.emit(dx, None if separate else lora)
         apart = [lora.through(through[0])] if separate else []
         sums = product.sums(dx, None if separate else lora)
-        launch_works([*sums, *apart, *lora.gradients(da, db)])
+        if sums or apart:
+            launch_works([*sums, *apart])
+        emit_gradients(gpu, tokens, lora.skinny(da, db))
 
     return build(function, body)
 
@@ -77,7 +80,7 @@ def _plan(gpu: Gpu, tokens: int, rows: int, columns: int) -> Plan | None:
     if gpu.warpgroups:
         wide = warpgroup_tile.choose(tokens, columns, 2 * rows, several=True)
         if wide is not None:
-            return WarpgroupPlan(wide, TernaryHalves, "float32")
+            return WarpgroupPlan(wide, TernaryHalves, "float32", line_place)
     unit = gpu.matrix("float16")
     found = unit and choose(gpu, unit, tokens, columns, rows // EIGHT, EIGHT, SPLITS)
     return UnitPlan(gpu, unit, found[0], _Weights, found[1], _in_order) if unit and found else None
@@ -89,7 +92,7 @@ def _in_order(sums: list[Expr]) -> list[Expr]:
     return [a, b, c, d]
 
 
-def _halves(parts: list[Segment], multiple: int, dy: Buffer, scales: Buffer) -> Halves:
+def _halves(parts: list[Segment], plan: Plan, dy: Buffer, scales: Buffer) -> Halves:
     """Return the work of dy times the scales of its columns' projections."""
     tokens, rows = shape(dy)
 
@@ -97,11 +100,11 @@ def _halves(parts: list[Segment], multiple: int, dy: Buffer, scales: Buffer) -> 
         scale = bind(by_segment(parts, vector * LANES, lambda p: scales[p.index]))
         return fours(dy)[token, vector] * splat(scale, LANES)
 
-    return Halves(tokens, ceil_div(tokens, multiple) * multiple, rows, fetch)
+    return Halves(tokens, ceil_div(tokens, plan.rows) * plan.rows, rows, fetch, plan.order)
 
 
-def _thin_factors(lora: Lora) -> None:
-    """Emit the launch of u and du."""
+def thin_factors(lora: Lora, parts: list[Segment], scales: Buffer, halves: Halves) -> None:
+    """Emit the launch of u and du, and of the halves."""
     x, dy, a, b = (fours(buffer) for buffer in (lora.x, lora.dy, lora.a, lora.b))
 
     def up(part: Segment) -> Thin:
@@ -112,6 +115,7 @@ def _thin_factors(lora: Lora) -> None:
             (part.end - part.begin) // LANES,
             lora.du,
             part.adapter * lora.rank,
+            part,
         )
 
     def down(slot: int) -> Thin:
@@ -124,7 +128,8 @@ def _thin_factors(lora: Lora) -> None:
         )
 
     products = [*map(up, lora.adapted), *map(down, range(lora.adapters))]
-    emit_thin(lora.gpu, lora.tokens, lora.rank, lora.scale, products)
+    size = lora.gpu, lora.tokens, lora.rank, lora.scale
+    ThinFactors(*size, products, parts, lora.dy, scales, halves).emit()
 
 
 class _Weights:

@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..linear import Linear
 from ..ternary import TILE, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, branch, shape, splat, static
 from . import adapter, warpgroup_tile
@@ -35,9 +36,12 @@ SHORT, LONG = 128, 512
 def tiles(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
-    """Lay out `bitlinear` on matrix units; None where the device has none, or for few tokens."""
+    """Lay out `bitlinear`, or `fused_bitlinear`, on matrix units.
+
+    None where the device has none, or for few tokens.
+    """
     parts, gpu = segments(parameters), Gpu(target)
-    tokens, columns = shape(function.params[0])
+    tokens, columns = shape(function.params[0])[0], shape(function.params[1])[1] * TILE
     known = static(tokens)
     if not aligned(parts) or (known is not None and known < FEWEST):
         return None
@@ -45,21 +49,19 @@ def tiles(
     short, long = (_plan(gpu, count, parts[-1].end, columns) for count in counts)
     if short is None or long is None:
         return None
-    scale = float(parameters["lora_scale"])
 
-    def body(x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
-        *adapters, y = rest
-        a, b = adapters[:2] if adapters else (None, None)
-        lora_input = adapters[2] if len(adapters) > 2 else x
+    def body(*buffers: Buffer) -> None:
+        linear = Linear.of(parameters, buffers)
+        x, rest = linear.x, (linear.b, linear.y, linear.residual)
 
         def quantised(multiple: int, order: Order | None = None) -> Tokens:
-            made = Tokens(gpu, x, multiple, a, lora_input, order=order)
-            made.emit(scale)
+            made = Tokens.of(gpu, linear, multiple, order)
+            made.emit(linear.lora_scale)
             return made
 
         def units(plan: Plan) -> None:
             made = quantised(plan.rows, plan.order)
-            _Product(plan, parts, packed, scales, made, b, y).emit()
+            _Product(plan, parts, linear.packed, linear.scales, made, *rest).emit()
 
         def short_or_long() -> None:
             same = short == long
@@ -68,7 +70,8 @@ def tiles(
 
         def dots() -> None:
             small = choose_dots(gpu, shape(x)[0], parts[-1].end)
-            Product(small, parts, packed, scales, quantised(small.height), b, y).emit()
+            made = quantised(small.height)
+            Product(small, parts, linear.packed, linear.scales, made, *rest).emit()
 
         branch(True if known is not None else shape(x)[0] >= FEWEST, short_or_long, dots)
 
@@ -121,7 +124,7 @@ class _Product:
     ----------
     plan : Plan
         How it is laid out.
-    parts, packed, scales, tokens, b, y
+    parts, packed, scales, tokens, b, y, residual
         As of `ternary_product.Product`; tokens padded to a multiple of the plan's rows.
     """
 
@@ -134,9 +137,10 @@ class _Product:
         tokens: Tokens,
         b: Buffer | None,
         y: Buffer,
+        residual: Buffer | None,
     ) -> None:
         self.plan, self.parts, self.packed, self.scales = plan, parts, packed, scales
-        self.tokens, self.b, self.y = tokens, b, y
+        self.tokens, self.b, self.y, self.residual = tokens, b, y, residual
         self.rows = parts[-1].end
 
     def emit(self) -> None:
@@ -150,7 +154,7 @@ class _Product:
             plan.emit(place, fours(tokens.words), tokens.columns // TILE, self.packed, finish)
 
     def _finish(self, first: Expr, share: Share) -> None:
-        """Emit scale, adapters and store."""
+        """Emit scale, adapters, residual and store."""
         tokens = self.tokens
         row = bind(first + share.vector * LANES)
         inside = row
@@ -167,4 +171,9 @@ class _Product:
         if self.b is not None:
             up, down = adapter.Up(self.parts, self.b, inside), tokens.down
             adapter.add(out, [up], lambda i, slot, j: down[rows[i], slot, j], len(rows))
+        if self.residual is not None:
+            last, column = shape(self.y)[0] - 1, bind(inside // LANES)
+            for i, token in enumerate(rows):
+                kept = fours(self.residual)[tirx.min(token, last), column]
+                T.buffer_store(out, out[i] + kept, [i])
         share.store(fours(self.y), row // LANES, out)

@@ -51,6 +51,8 @@ class Product:
         ``(r, N')`` float32.
     y : Buffer
         ``(T, N)`` float32.
+    residual : Buffer, optional
+        ``(T, N)`` float32, added to the result.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class Product:
         tokens: Tokens,
         b: Buffer | None,
         y: Buffer,
+        residual: Buffer | None = None,
     ) -> None:
         self.tile, self.parts, self.packed, self.scales = tile, parts, packed, scales
-        self.tokens, self.b, self.y = tokens, b, y
+        self.tokens, self.b, self.y, self.residual = tokens, b, y, residual
         self.rows, self.steps = parts[-1].end, tokens.columns // TILE
 
     def emit(self) -> None:
@@ -204,7 +207,7 @@ class Product:
         tile, y, total = self.tile, fours(self.y), shape(self.y)[0]
         for i in range(count):
             for v, row in enumerate(self.row):
-                put = partial(T.buffer_store, y, out[i * tile.fours + v], [first + i, row // LANES])
+                put = partial(self._put, y, [first + i, row // LANES], out[i * tile.fours + v])
                 conditions = []
                 if static(total) is None or total % tile.height:
                     conditions.append(first + i < total)
@@ -214,3 +217,9 @@ class Product:
                     when(tirx.all(*conditions), put)
                 else:
                     put()
+
+    def _put(self, y: Buffer, place: list[Expr], value: Expr) -> None:
+        """Emit the store of an output, with the residual where there is one."""
+        if self.residual is not None:
+            value = value + fours(self.residual)[place[0], place[1]]
+        T.buffer_store(y, value, place)

@@ -1,28 +1,34 @@
 """The adapters' thin factors of an adjoint, ``u = scale x A^T`` and ``du = scale dy B^T``.
 
-A work-group takes a few tokens and a few ranks of one product, so that none waits long: the rows
-are thousands of elements wide, the results a few numbers.
+A work-group takes a few tokens of one matrix, whose rows are thousands of elements wide where the
+results are a few numbers. Those of dy become scaled 16-bit floats in the same launch, see
+`halves.py`, so that dy comes from memory once: the second look at a token finds it in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..tir import Buffer, Expr, bind, when
+from ..ternary import Segment
+from ..tir import Buffer, Expr, bind, splat, when
+from .halves import Halves, scales
 from .kernel import Gpu, ceil_div, launch, loop, registers
-from .quantise import dot
+from .operand import HALVES
+from .quantise import dot, largest
 from .reduction import Reduction
-from .vectors import only
+from .vectors import LANES, fours, held, only
 
-HEIGHT = 2
-"""Tokens of a work-group."""
+WORD = 4
+"""Bytes of a float32."""
 RANKS = 8
-"""Ranks of a work-group."""
+"""Ranks that are summed at once."""
+FEW = 512
+"""Up to this many tokens there are too few to wait for several products of each in turn."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Thin:
         ``(1, T, S r)`` float32.
     first : int
         The first column.
+    part : Segment or None
+        The projection whose part of dy is the left factor; None where that is x.
     """
 
     left: Callable[[Expr, Expr], Expr]
@@ -46,42 +54,199 @@ class Thin:
     vectors: int
     out: Buffer
     first: int
+    part: Segment | None = None
 
 
-def emit_thin(gpu: Gpu, tokens: Expr, rank: int, scale: float, products: list[Thin]) -> None:
-    """Emit the launch of some products of `rank` columns each, times `scale`."""
-    threads, count = gpu.threads, HEIGHT * RANKS
-    grid = [ceil_div(tokens, HEIGHT), len(products), ceil_div(rank, RANKS)]
-    with launch(grid, [threads]) as (group, slot, chunk, thread):
-        sums, total = Reduction(threads, thread, count), registers([count])
-        for i in range(count):
-            T.buffer_store(total, T.float32(0.0), [i])
-        # A token or rank past the end is the last one again, and nobody stores it.
-        rows = [bind(tirx.min(group * HEIGHT + i, tokens - 1)) for i in range(HEIGHT)]
-        ranks = [bind(tirx.min(chunk * RANKS + j, rank - 1)) for j in range(RANKS)]
+class ThinFactors:
+    """The launch of some products of as many columns each, and of the halves of dy.
 
-        def add(product: Thin) -> None:
-            with loop(ceil_div(product.vectors, threads)) as step:
-                place, inside = bind(step * threads + thread), None
-                if product.vectors % threads:
-                    inside = bind(place < product.vectors)
-                    place = bind(tirx.min(place, product.vectors - 1))
-                values = [only(inside, bind(product.left(row, place))) for row in rows]
-                for j, number in enumerate(ranks):
-                    factor = bind(product.right(number, place))
-                    for i, value in enumerate(values):
-                        at = i * RANKS + j
-                        T.buffer_store(total, dot(value, factor, total[at]), [at])
+    Parameters
+    ----------
+    gpu : Gpu
+        The target's processor.
+    tokens : int
+        T.
+    rank : int
+        Columns of each product.
+    scale : float
+        A factor on all of them.
+    products : list of Thin
+        First those of dy, at least one.
+    parts : list of Segment
+        The projections, which share the columns of dy.
+    dy, weights : Buffer
+        ``(T, N)`` and ``(S,)`` float32; the halves are of dy times the weight of each projection.
+    halves : Halves
+        Where they go.
+    """
 
-        for i, product in enumerate(products):
-            when(slot == i, partial(add, product))
-        sums.put([total[i] for i in range(count)])
-        token, j = bind(group * HEIGHT + thread // RANKS), bind(chunk * RANKS + thread % RANKS)
-        inside = bind(tirx.all(thread < count, token < tokens, j < rank))
-        value = bind(sums.get(tirx.min(thread, count - 1)) * T.float32(scale))
-        for i, product in enumerate(products):
+    def __init__(
+        self,
+        gpu: Gpu,
+        tokens: int,
+        rank: int,
+        scale: float,
+        products: Sequence[Thin],
+        parts: Sequence[Segment],
+        dy: Buffer,
+        weights: Buffer,
+        halves: Halves,
+    ) -> None:
+        self.gpu, self.tokens, self.rank, self.scale = gpu, tokens, rank, scale
+        self.products, self.dy, self.weights, self.halves = products, dy, weights, halves
+        few = tokens <= FEW
+        self.height, self.threads = (2, gpu.threads) if few else _many(gpu)
+        self.chunks = ceil_div(rank, RANKS)
+        # What the work-groups of a slot do: products in turn, and halves of some projections.
+        outer = [i for i, product in enumerate(products) if product.part is not None]
+        plain = [part for part in parts if part.adapter is None]
+        if few:
+            adapted = [product.part for product in products if product.part is not None]
+            self.kept = [[adapted[0], *plain], *([part] for part in adapted[1:])]
+            self.ends = [i + 1 for i in range(len(products))]
+            self.looked = [list(parts)] * len(self.kept)
+        else:
+            self.kept, self.looked = [list(parts)], [plain]
+            self.ends = list(range(len(outer), len(products) + 1))
 
-            def put(product: Thin = product) -> None:
-                T.buffer_store(product.out, value, [0, token, product.first + j])
+    def emit(self) -> None:
+        """Emit the launch; outside of any."""
+        threads, height = self.threads, self.height
+        count = height * RANKS
+        grid = [ceil_div(self.tokens, height), len(self.ends)]
+        with launch(grid, [threads]) as (group, slot, thread):
+            self.thread, self.first = thread, bind(group * height)
+            last = self.tokens - 1
+            # A token past the end is the last one again, and nobody stores it.
+            self.rows = [bind(tirx.min(self.first + i, last)) for i in range(height)]
+            self.sums = Reduction(threads, thread, count)
+            self.total, self.top = registers([count]), registers([height])
+            tops = Reduction(threads, thread, height, combine=tirx.max)
+            for i in range(height):
+                T.buffer_store(self.top, T.float32(0.0), [i])
+            for i, parts in enumerate(self.looked):
+                when(slot == i, partial(self._look, parts))
+            begin, turns = self._turns(slot)
+            with loop(turns) as turn:
+                self._task(bind(begin + turn))
+            tops.put([self.top[i] for i in range(height)])
+            for i, parts in enumerate(self.kept):
+                when(slot == i, partial(self._halve, parts, tops, i == 0))
 
-            when(tirx.all(inside, slot == i), put)
+    def _turns(self, slot: Expr) -> tuple[Expr, Expr]:
+        """Return a slot's first task and the number of its tasks: a product's ranks, 8 at once."""
+        begins = [0, *self.ends[:-1]]
+        counts = [end - begin for begin, end in zip(begins, self.ends, strict=True)]
+        return tuple(
+            bind(_of(slot, [n * self.chunks for n in numbers])) for numbers in (begins, counts)
+        )
+
+    def _each(self, vectors: int, body: Callable[[Expr, Expr | None], None]) -> None:
+        """Emit ``body(vector, whether it exists)`` for a thread's vectors; None: always."""
+        with loop(ceil_div(vectors, self.threads)) as step:
+            place = bind(step * self.threads + self.thread)
+            if vectors % self.threads == 0:
+                body(place, None)
+            else:
+                body(bind(tirx.min(place, vectors - 1)), bind(place < vectors))
+
+    def _weight(self, part: Segment) -> Expr:
+        return bind(self.weights[part.index])
+
+    def _see(self, i: int, value: Expr, weight: Expr) -> None:
+        """Emit that a token has a vector of values, times a weight."""
+        size = largest(value) * T.fabs(weight)
+        T.buffer_store(self.top, tirx.max(self.top[i], size), [i])
+
+    def _look(self, parts: Sequence[Segment]) -> None:
+        """Emit the largest magnitudes of the tokens' parts of some projections."""
+        for part in parts:
+            weight = self._weight(part)
+
+            def see(v: Expr, _: Expr, part: Segment = part, weight: Expr = weight) -> None:
+                for i, row in enumerate(self.rows):
+                    self._see(i, bind(fours(self.dy)[row, part.begin // LANES + v]), weight)
+
+            self._each((part.end - part.begin) // LANES, see)
+
+    def _task(self, task: Expr) -> None:
+        """Emit some ranks of a product."""
+        product, chunk = bind(task // self.chunks), bind(task % self.chunks)
+        for i in range(self.height * RANKS):
+            T.buffer_store(self.total, T.float32(0.0), [i])
+        for i, thin in enumerate(self.products):
+            when(product == i, partial(self._multiply, thin, chunk))
+        count = self.height * RANKS
+        self.sums.put([self.total[i] for i in range(count)])
+        token, j = (
+            bind(self.first + self.thread // RANKS),
+            bind(chunk * RANKS + self.thread % RANKS),
+        )
+        value = bind(self.sums.get(tirx.min(self.thread, count - 1)) * T.float32(self.scale))
+        inside = bind(tirx.all(self.thread < count, token < self.tokens, j < self.rank))
+        for i, thin in enumerate(self.products):
+
+            def put(thin: Thin = thin) -> None:
+                T.buffer_store(thin.out, value, [0, token, thin.first + j])
+
+            when(tirx.all(inside, product == i), put)
+
+    def _multiply(self, thin: Thin, chunk: Expr) -> None:
+        """Emit a thread's part of the products of the tokens with some ranks."""
+        # A rank past the end is the last one again.
+        ranks = [bind(tirx.min(chunk * RANKS + j, self.rank - 1)) for j in range(RANKS)]
+        sees = thin.part is not None and len(self.kept) == 1
+        weight = self._weight(thin.part) if thin.part is not None and sees else None
+
+        def add(v: Expr, inside: Expr | None) -> None:
+            values = [only(inside, bind(thin.left(row, v))) for row in self.rows]
+            if weight is not None:
+                for i, value in enumerate(values):
+                    self._see(i, value, weight)
+            for j, number in enumerate(ranks):
+                factor = bind(thin.right(number, v))
+                for i, value in enumerate(values):
+                    at = i * RANKS + j
+                    T.buffer_store(self.total, dot(value, factor, self.total[at]), [at])
+
+        self._each(thin.vectors, add)
+
+    def _halve(self, parts: Sequence[Segment], tops: Reduction, whole: bool) -> None:
+        """Emit the tokens' halves of some projections, and with `whole` how to undo them."""
+        factors = [scales(held(tops.get(i))) for i in range(self.height)]
+        for part in parts:
+            weight = self._weight(part)
+
+            def put(v: Expr, _: Expr, part: Segment = part, weight: Expr = weight) -> None:
+                place = bind(part.begin // LANES + v)
+                for row, (up, _) in zip(self.rows, factors, strict=True):
+                    value = bind(fours(self.dy)[row, place] * splat(weight, LANES))
+                    self.halves.put(row, place, T.Cast(HALVES, value * splat(up, LANES)))
+
+            self._each((part.end - part.begin) // LANES, put)
+        if whole:
+
+            def undo() -> None:
+                for row, (_, down) in zip(self.rows, factors, strict=True):
+                    T.buffer_store(self.halves.undo, down, [row])
+
+            when(self.thread == 0, undo)
+
+
+def _many(gpu: Gpu) -> tuple[int, int]:
+    """Return the tokens and threads of a work-group where there are many tokens.
+
+    The more tokens, the more seldom all the ranks are read; their sums must fit shared memory.
+    """
+    assert gpu.target.limits is not None
+    threads = min(gpu.threads, 128)
+    room = gpu.target.limits.shared_bytes // (WORD * threads)
+    return next((h for h in (8, 4, 2) if h * (RANKS + 2) <= room), 1), threads
+
+
+def _of(slot: Expr, numbers: list[int]) -> Expr:
+    """Return a slot's number of these."""
+    chosen: Expr = numbers[-1]
+    for i in reversed(range(len(numbers) - 1)):
+        chosen = tirx.Select(slot <= i, numbers[i], chosen)
+    return chosen

@@ -1,9 +1,11 @@
 """Hopper's warpgroup products: what 128 threads ask of the tensor cores, which work meanwhile.
 
-The left factor is in the threads' registers, the right one in shared memory, where 16-byte copies
-arrive that pass no registers. Both run beside the threads: a product or copy is asked for, the
-requests so far are closed as a group, and later all but the last few groups are waited for (PTX
-ISA, "Asynchronous warpgroup level matrix instructions" and "cp.async"). The functions named here
+The left factor is in the threads' registers, the right one in shared memory, where a copy engine
+brings it in the order that the products need. Both run beside the threads: a copy is asked for,
+and a barrier in shared memory tells when its bytes have arrived; products are asked for, closed as
+a group, and later all but the last few groups are waited for (PTX ISA, "Asynchronous warpgroup
+level matrix instructions", "cp.async.bulk" and "mbarrier"). Copies of vectors by the threads would
+need a fence before each product, which waits for all that are under way. The functions named here
 are in `compiler/cuda/warpgroup.py`.
 
 A product of 64 rows takes a step of 32 bytes of the depth. Its left factor is four words of each
@@ -34,28 +36,56 @@ ATOM = 1024
 """Bytes of eight such rows, whose 16-byte pieces change places among each other so that a column of
 pieces lies in different banks: piece c of row r at ``c ^ (r % 8)``. Their first byte must lie at a
 multiple of this."""
+ROWS_OF_ATOM = ATOM // LINE
+BLOCK = 64
+"""Tokens that a copy brings: small copies wait for each other."""
+WORD, PIECE = 4, 4
+"""Bytes of a word, and words of a piece."""
 
 
 def _call(name: str, *arguments: Any) -> None:
     T.evaluate(T.call_extern("int32", f"fabric_warpgroup_{name}", *arguments))
 
 
-def copy(memory: Buffer, place: Expr, source: Buffer, *index: Expr) -> None:
-    """Ask for the copy of 16 bytes from device memory to shared memory, both of vectors."""
-    _call("copy", T.address_of(memory[place]), T.address_of(source[index]))
+def open_barrier(memory: Buffer, place: Expr) -> None:
+    """Make 8 bytes of shared memory a barrier that waits for copies; a thread does it for all."""
+    _call("open", T.address_of(memory[place]))
+
+
+def expect(memory: Buffer, place: Expr, size: Expr) -> None:
+    """Let a barrier's next phase end when so many bytes have arrived."""
+    _call("expect", T.address_of(memory[place]), size)
+
+
+def copy_block(
+    memory: Buffer, place: Expr, source: Buffer, index: Expr, barrier: Expr
+) -> None:
+    """Ask for the copy of the lines of `BLOCK` tokens from device memory to shared memory.
+
+    Both are of vectors; the barrier at the vector `barrier` counts what arrives.
+    """
+    addresses = [T.address_of(b[i]) for b, i in ((memory, place), (source, index))]
+    _call("copy_block", *addresses, BLOCK * LINE, T.address_of(memory[barrier]))
+
+
+def copy_vector(memory: Buffer, place: Expr, source: Buffer, *index: Expr) -> None:
+    """Ask for the copy of a vector, for the threads' own eyes: products need not see it."""
+    _call("copy_vector", T.address_of(memory[place]), T.address_of(source[index]))
 
 
 def close_copies() -> None:
-    """Make a group of the copies asked for since the last one."""
+    """Make a group of the copies of vectors asked for since the last one."""
     _call("close_copies")
 
 
 def wait_copies(groups: int) -> None:
-    """Wait until at most so many groups of this thread's copies are under way.
-
-    After a barrier the products see them.
-    """
+    """Wait until at most so many groups of this thread's copies of vectors are under way."""
     _call(f"wait_copies_{groups}")
+
+
+def await_phase(memory: Buffer, place: Expr, parity: Expr) -> None:
+    """Wait until a barrier's phase has ended: its phases are even and odd in turns."""
+    _call("await", T.address_of(memory[place]), parity)
 
 
 def begin() -> None:
@@ -96,6 +126,18 @@ def multiply(
     factors = "s8" if str(sums.dtype) == "int32" else "f16"
     name = f"multiply_{factors}_{columns}"
     _call(name, sums.data, first, *left, T.address_of(memory[place]))
+
+
+def line_place(token: Expr, word: Expr, words: int) -> Expr:
+    """Return where in memory a token's word lies, so that a copy brings what products expect.
+
+    Of each `BLOCK` tokens, `LINE` bytes of each lie together as in shared memory. `words` is the
+    number of a token's.
+    """
+    line = LINE // WORD
+    piece = (word % line // PIECE) ^ (token % ROWS_OF_ATOM)
+    block = token // BLOCK * (words // line) + word // line
+    return (block * BLOCK + token % BLOCK) * line + piece * PIECE + word % PIECE
 
 
 def aligned(memory: Buffer) -> Expr:

@@ -9,12 +9,14 @@ from ..tir import Expr, static
 from .kernel import ceil_div
 from .matrix_tile import SPLITS
 from .ternary_tile import LARGE_CORES
-from .warpgroup import LINE, ROWS
+from .warpgroup import LINE, ROWS, THREADS
 
 PRODUCTS = 2
 """Products of 64 rows side by side in a work-group's tile: a thread has four adjacent outputs."""
 COLUMNS = PRODUCTS * ROWS
 """Outputs of a work-group."""
+TEAMS = (1, 2)
+"""Warpgroups of a work-group."""
 AHEAD = (2, 4, 6)
 """Steps that are on their way while one is multiplied."""
 TOKEN_CYCLES = {64: 4.6, 128: 4.0}
@@ -41,11 +43,19 @@ class WarpgroupTile:
         Into how many parts the depth is cut, each with work-groups of its own.
     ahead : int
         Steps that are on their way while one is multiplied.
+    teams : int
+        Warpgroups that share the work.
     """
 
     rows: int
     parts: int
     ahead: int
+    teams: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a work-group."""
+        return self.teams * THREADS
 
 
 def choose(
@@ -85,4 +95,8 @@ def choose(
     rows, part = decide(name, plans, min(plans, key=time))
     # Many work-groups hide each other's waiting; few have the shared memory to themselves.
     alone = ceil_div(count, rows) * ceil_div(outputs, COLUMNS) * part <= 2 * LARGE_CORES
-    return WarpgroupTile(rows, part, decide(f"ahead, {name}", AHEAD, 6 if alone else 2))
+    ahead = decide(f"ahead, {name}", AHEAD, 6 if alone else 2)
+    # A cut depth has work-groups enough; adding up two warpgroups' sums would only cost.
+    few = alone and not several and rows == min(TOGETHER)
+    teams = decide(f"teams, {name}", TEAMS, 2 if few else 1)
+    return WarpgroupTile(rows, part, ahead, teams)

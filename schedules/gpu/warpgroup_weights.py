@@ -15,7 +15,7 @@ from ..ternary import TILE
 from ..tir import Buffer, Expr, bind, shape
 from .ternary_product import codes
 from .vectors import LANES, fours, held, lane
-from .warpgroup import bytes_of
+from .warpgroup import bytes_of, line_place
 from .warpgroup_tile import COLUMNS, PRODUCTS
 
 GROUPS, CHUNKS = 2, 2
@@ -62,7 +62,7 @@ class _Outputs:
     thread : PrimExpr
         The thread.
     end : int
-        The number of outputs; those past it are others again.
+        The number of outputs.
     """
 
     def __init__(self, packed: Buffer, first: Expr, thread: Expr, end: int) -> None:
@@ -71,7 +71,7 @@ class _Outputs:
         self.quarter = bind(thread % LANES)
 
     def tile(self, index: Expr) -> Expr:
-        """Return a tile of 16 of the work-group's outputs, among all."""
+        """Return a tile of 16 of the work-group's outputs, among all; past the end, the last."""
         own = self.first // TILE + index
         return tirx.min(own, self.end // TILE - 1) if self.end % COLUMNS else own
 
@@ -109,10 +109,11 @@ class TernaryBytes(_Outputs):
         ]
 
 
-def ordered(word: Expr) -> Expr:
-    """Return the place of a token's word of four columns, of each 16 words as `TernaryBytes` has
-    them."""
-    return word // 16 * 16 + word % LANES * LANES + word // LANES % LANES
+def ordered(token: Expr, word: Expr, words: int) -> Expr:
+    """Return the place of a token's word of four columns, one of so many, as `TernaryBytes` needs
+    them: of each 64 columns in its order, and then as :func:`line_place` has them."""
+    column = word // 16 * 16 + word % LANES * LANES + word // LANES % LANES
+    return line_place(token, column, words)
 
 
 class TernaryHalves(_Outputs):

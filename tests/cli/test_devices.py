@@ -13,6 +13,7 @@ from bitfabric.targets import APIS, FabricError
 
 from ..targets.cuda_descriptions import H200 as CUDA_H200
 from ..targets.descriptions import ADRENO_830, CLOVER, H200, MALI_G715, POCL
+from ..targets.metal_descriptions import M4_MAX
 from ..targets.vulkan_descriptions import H200 as VULKAN_H200
 from ..targets.vulkan_descriptions import LAVAPIPE
 from .helpers import fabric, fabric_json
@@ -26,9 +27,11 @@ def _run(
     *arguments: str,
     vulkan: list[dict[str, Any]] | None = None,
     cuda: list[dict[str, Any]] | None = None,
+    metal: list[dict[str, Any]] | None = None,
 ) -> click.testing.Result:
     """Run the command on described devices; where there are none, asking for them fails."""
-    there = {"cuda": cuda or [], "opencl": opencl, "vulkan": vulkan or []}
+    there = {kind: [] for kind in APIS} | {"opencl": opencl}
+    there |= {"cuda": cuda or [], "metal": metal or [], "vulkan": vulkan or []}
 
     def answer(kind: str) -> list[dict[str, Any]]:
         if not there[kind]:
@@ -70,6 +73,16 @@ def test_each_device_is_shown_with_its_limits_and_target(monkeypatch: pytest.Mon
     assert "a processor is faster with --target cpu" in pocl
 
 
+def test_a_mac_shows_its_device_and_another_computer_says_whose_metal_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = fabric_json("devices")["problems"]["metal"]
+    assert problem["error"] == "Metal is Apple's: this computer does not run macOS."
+    shown = _run(monkeypatch, [], metal=[M4_MAX]).stdout.split("\nmetal:")[1]
+    assert "macOS 15.1; family Apple9" in shown
+    assert "works, as Macs with an M4, Pro, Max or Ultra" in shown
+
+
 def test_every_api_shows_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = _run(monkeypatch, [H200], vulkan=[VULKAN_H200, LAVAPIPE], cuda=[CUDA_H200]).stdout
     assert "cuda-sm90" in shown.split("\nopencl:")[0]
@@ -97,7 +110,7 @@ def test_json_has_the_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "buffers above 256 MiB are split" in mali["notes"]
     assert clover["used"] is False
     assert clover["target"] is None
-    assert set(found["problems"]) == {"cuda", "vulkan"}
+    assert set(found["problems"]) == set(APIS) - {"opencl"}
 
 
 def test_without_a_driver_the_processor_is_shown_all_the_same(

@@ -21,8 +21,8 @@ COMMANDS = sorted(main.commands)
 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert COMMANDS == [
-        "adapter", "compile", "device", "devices", "doctor", "estimate", "export", "inspect",
-        "merge", "models", "quickstart", "records", "run", "targets", "tune",
+        "adapter", "bench", "compile", "device", "devices", "doctor", "estimate", "export",
+        "inspect", "merge", "models", "quickstart", "records", "run", "targets", "tune",
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from .helpers import fabric, fabric_json
 def test_compile(compiled: dict[str, Any], bundle: Path) -> None:
     assert set(compiled) == {
         "bundle", "kernels", "module", "model", "target", "parameters", "seconds", "size_mib",
-        "notes",
+        "notes", "planned_mib", "resident_layers",
     }  # fmt: skip
     assert Path(compiled["module"]) == bundle / "module.so"
     assert Path(compiled["module"]).is_file()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from bitfabric.targets import host_cpu
 
+from ..runtime.remote_tools import Device
 from .helpers import environment, fabric, fabric_json
 
 SIZES = ("--context", 16, "--lora-rank", 2)
@@ -112,6 +113,30 @@ def test_a_foreign_target_can_not_be_tuned_here() -> None:
     done = fabric("tune", "nano", "--target", foreign, "--no-gain")
     assert done.returncode == 2
     assert "is not this machine's" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="serving needs Android, Linux or macOS")
+def test_a_device_elsewhere_is_tuned_and_its_records_kept_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITFABRIC_DATA", str(tmp_path / "data"))
+    with Device(tmp_path / "store") as device:
+        found = fabric_json(
+            "tune", "nano", *SIZES, "--trials", 2, "--no-gain",
+            "--device", f"rpc://127.0.0.1:{device.port}/{device.key}",
+        )  # fmt: skip
+        refused = fabric(
+            "tune", "nano", *SIZES, "--target", "cpu-avx2" if TARGET == "cpu-neon" else "cpu-neon",
+            "--device", f"rpc://127.0.0.1:{device.port}/{device.key}",
+        )  # fmt: skip
+    assert found["trials"] == 2
+    assert found["failures"] == {}
+    assert found["target"] == TARGET
+    assert found["device"]["threads"] > 0
+    lines = (tmp_path / "data" / "records" / f"{TARGET}.jsonl").read_text().splitlines()
+    assert {json.loads(line)["device"]["name"] for line in lines} == {found["device"]["name"]}
+    assert refused.returncode == 2
+    assert "can't run the target" in refused.stderr
 
 
 def test_without_xgboost_it_says_what_to_install(tmp_path: Path) -> None:

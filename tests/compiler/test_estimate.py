@@ -16,26 +16,27 @@ from bitfabric.targets import get_target
 
 SPEED = Calibration(float32=5e11, int8=2e12, read=4e10, ternary=3e10)
 OPTIONS = CompileOptions(context=128)
-BENCH = Path(__file__).parents[2] / "bench" / "headline.py"
 
 
 def predicted(model: str, train: bool = True, options: CompileOptions = OPTIONS):
     return estimate(open_model(model).config, get_target("cpu"), options, train, SPEED)
 
 
-@pytest.mark.parametrize("work", ["train", "infer"])
-def test_peak_memory_of_125m_is_within_a_tenth(work: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", ["train", "decode"])
+def test_peak_memory_of_125m_is_at_most_what_was_predicted_and_not_much_less(
+    work: str, tmp_path: Path
+) -> None:
     path = compile_model(open_model("random:125M"), get_target("cpu"), OPTIONS, tmp_path / "m")
     run = subprocess.run(
-        [sys.executable, str(BENCH), "--measure", work, str(path)],
+        [sys.executable, "-m", "bitfabric.runtime.measure", str(path), "--work", work],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=True,
     )
-    measured = json.loads(run.stdout.splitlines()[-1])["memory"]
-    assert predicted("random:125M", work == "train").peak_memory_mib == pytest.approx(
-        measured, rel=0.1
-    )
+    measured = json.loads(run.stdout.splitlines()[-1])["peak_memory_mib"]
+    found = predicted("random:125M", work == "train").peak_memory_mib
+    assert 0.85 * found < measured <= found
 
 
 def test_a_device_has_memory_and_no_time() -> None:

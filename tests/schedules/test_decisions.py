@@ -11,10 +11,11 @@ import tvm
 from bitfabric.compiler import CompileOptions, LoraOptions
 from bitfabric.compiler.tuning.arguments import arguments_of
 from bitfabric.compiler.tuning.kernels import Kernel, kernels_of
-from bitfabric.compiler.tuning.worker import Bench
-from bitfabric.runtime.backends import load_backend
+from bitfabric.compiler.tuning.worker import built
+from bitfabric.runtime.kernel_bench import KernelBench
 from bitfabric.schedules.decisions import choose, deciding
 from bitfabric.targets import Target, host_cpu
+from tvm import tirx
 
 from ..parity.conftest import BASE
 from .kernel_harness import every_gpu, every_target
@@ -73,17 +74,21 @@ def kernels(target: Target) -> list[Kernel]:
     return kernels_of(BASE, target, OPTIONS)
 
 
-def compare(kernel: Kernel, vectors: int, opened: Callable = lambda kind: tvm.cpu()) -> list[dict]:
+def compare(kernel: Kernel, vectors: int) -> list[dict]:
     """Run a kernel by random decisions beside its default; gives what was wrong."""
-    bench = Bench(kernel.target, opened)
+    bench = KernelBench(kernel.target.device)
+
+    def code(function: tirx.PrimFunc) -> Callable:
+        return built(tvm.ir.save_json(function), kernel.target)["main"]
+
     function, _ = kernel.lay_out()
     arguments = arguments_of(kernel.signature.kernel, kernel.arguments)
-    bench.take(tvm.ir.save_json(function), arguments)
+    bench.take(code(function), arguments)
     rng = random.Random(kernel.signature.key)
     wrong = []
     for _ in range(vectors):
         function, asked = kernel.lay_out(lambda choice: rng.choice(choice.options))
-        found = bench.compare(tvm.ir.save_json(function), 0.0)
+        found = bench.compare(code(function), 0.0)
         if "failed" in found:
             wrong.append({**found, "decisions": asked.values})
     return wrong
@@ -112,14 +117,9 @@ def test_no_decision_changes_a_result_on_any_target(target: Target) -> None:
         assert compare(kernel, 6) == [], kernel.signature.title
 
 
-def opened(kind: str) -> tvm.runtime.Device:
-    load_backend(kind)
-    return tvm.runtime.device(kind, 0)
-
-
 @every_gpu
 def test_decisions_change_no_result_on_a_device(target: Target) -> None:
     asking = one_of_each(target)
     assert {"fused_bitlinear", "sum_squares"} <= set(asking)
     for name in ("fused_bitlinear", "sum_squares"):
-        assert compare(asking[name], 1, opened) == [], name
+        assert compare(asking[name], 1) == [], name

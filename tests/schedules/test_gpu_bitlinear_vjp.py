@@ -26,6 +26,7 @@ CASES = {
     "a whole tile": LinearCase(
         _group(512, (512, 128, 128), (True, False, True)), 128, 16, 2, False
     ),
+    "many tokens": LinearCase(_group(48, (32, 64), (True, True)), 531, 5, 2.0, True),
     "long thin products": LinearCase(_group(3136, (3088, 80), (True, True)), 33, 4, 2.0, False),
 }
 every_layout = layouts(OPENCL, ADRENO, MALI_MODELS[0])

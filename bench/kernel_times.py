@@ -1,8 +1,11 @@
 """Where the time of a bundle's training step or token goes, kernel by kernel.
 
-Run as ``python bench/profile.py BUNDLE [--work train|decode|prefill] [--rounds 3]``. On a device
-its recorded launches are timed by its own clock; on the processor, and for prompts, the calls of
-the virtual machine by ours. What lies between them is the rest of `bench/headline.py`'s time.
+Run as ``python bench/kernel_times.py BUNDLE [--work train|decode|prefill] [--rounds 3]``. On a
+device its recorded launches are timed by its own clock; on the processor, and for prompts, the
+calls of the virtual machine by ours. What lies between them is the rest of `fabric bench`'s time.
+Where the backend tells how much memory a launch was given, the time to copy as much, at the rate of
+a copy in the same run, stands beside it as its floor: of a table that is only looked up in, or of
+memory that the pool gave larger than asked for, it is too high.
 """
 
 from __future__ import annotations
@@ -15,7 +18,12 @@ from typing import Any
 from bitfabric.runtime.engine import TrainingEngine
 from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.runtime.inference import InferenceEngine
-from headline import Inference, Training
+from bitfabric.runtime.measure import Inference, Training
+from bitfabric.runtime.memory_space import DeviceMemory
+
+COPIED = 64 << 20
+"""Numbers of the copy that the floors are measured by, 256 MiB."""
+COPIES = 5
 
 
 class Stopwatch:
@@ -39,29 +47,50 @@ class Stopwatch:
 
 
 class DeviceClock:
-    """The launches of a recorded step, by the device's own clock."""
+    """The launches of a recorded step, by the device's own clock, and the bytes they were given."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
+        self.bytes: dict[str, int] = defaultdict(int)
 
-    def add(self, times: list[tuple[str, float]]) -> None:
+    def add(self, times: list[tuple[str, float, int]]) -> None:
         """Add the launches of one call."""
-        for name, seconds in times:
+        for name, seconds, size in times:
             self.seconds[name] += seconds
             self.calls[name] += 1
+            self.bytes[name] += size
 
 
-def table(watch: Stopwatch | DeviceClock, rounds: int) -> None:
-    """Print milliseconds and calls of a round, the largest first."""
+def copy_rate(memory: DeviceMemory) -> float:
+    """Return the bytes a second that the device reads and writes where it copies."""
+    source, goal = (memory.allocate((COPIED,), "float32") for _ in range(2))
+    copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
+    best = 0.0
+    for _ in range(COPIES):
+        memory.wait()
+        begin = time.perf_counter()
+        for _ in range(COPIES):
+            copy(source, goal)
+        memory.wait()
+        best = max(best, COPIES * 2 * 4 * COPIED / (time.perf_counter() - begin))
+    return best
+
+
+def table(watch: Stopwatch | DeviceClock, rounds: int, rate: float = 0.0) -> None:
+    """Print milliseconds and calls of a round, the largest first, and floors at a copy's rate."""
     total = sum(watch.seconds.values())
-    print(f"{'':40}{'ms':>9}{'share':>8}{'calls':>8}{'us/call':>9}")
+    floor = f"{'floor us':>10}" if rate else ""
+    print(f"{'':40}{'ms':>9}{'share':>8}{'calls':>8}{'us/call':>9}{floor}")
     for name in sorted(watch.seconds, key=lambda n: -watch.seconds[n])[:40]:
         seconds, calls = watch.seconds[name] / rounds, watch.calls[name] / rounds
         share = watch.seconds[name] / total
         each = 1e6 * seconds / calls
-        print(f"{name[:39]:40}{1e3 * seconds:9.3f}{share:8.1%}{calls:8.0f}{each:9.1f}")
-    print(f"{'all':40}{1e3 * total / rounds:9.3f}")
+        least = ""
+        if rate and isinstance(watch, DeviceClock):
+            least = f"{1e6 * watch.bytes[name] / watch.calls[name] / rate:10.1f}"
+        print(f"{name[:39]:40}{1e3 * seconds:9.3f}{share:8.1%}{calls:8.0f}{each:9.1f}{least}")
+    print(f"{'all':40}{1e3 * total / rounds:9.3f}{sum(watch.calls.values()) / rounds:16.0f}")
 
 
 def main() -> None:
@@ -81,7 +110,10 @@ def main() -> None:
         bound.times()
         for _ in range(arguments.rounds):
             clock.add(bound.times())
-        table(clock, arguments.rounds)
+        rate = copy_rate(running.engine._machine.memory) if any(clock.bytes.values()) else 0.0
+        table(clock, arguments.rounds, rate)
+        if rate:
+            print(f"a copy reads and writes {1e-12 * rate:.2f} TB/s")
         return
     once = {
         "train": lambda: running.step(),

@@ -1,0 +1,166 @@
+"""The README's tables of speed and memory, made from what the programs of this folder printed.
+
+Run as ``python bench/readme_tables.py``, which writes them between the README's marks; with
+``--check`` it only says whether they are what it would write. A result is what `bench/headline.py`
+wrote as JSON, or, of earlier measurements, the text that it printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results")
+README = Path(__file__).parents[1] / "README.md"
+TORCH = "torch-h200.json"
+"""A list of what `fabric bench --against torch --json` said on one H200, where there is one."""
+MODELS = ("125M", "1B")
+ROWS = {
+    "LoRA training": "train",
+    "its peak memory": "memory",
+    "prefill": "prefill",
+    "decode": "decode",
+}
+UNITS = {"train": "tokens/s", "memory": "MiB", "prefill": "tokens/s", "decode": "tokens/s"}
+_PRINTED = {
+    "LoRA training, tokens/s": "train",
+    "prefill 128, tokens/s": "prefill",
+    "decode, tokens/s": "decode",
+    "training peak memory, MiB": "memory",
+}
+Figures = dict[tuple[str, str], tuple[float, float | None, float | None]]
+"""Ours, the rival's, and their ratio where the two took turns, by model and by row."""
+
+
+def figures(name: str) -> Figures:
+    """Read a result: its JSON where there is one, else its text."""
+    path = RESULTS / f"{name}.json"
+    if path.is_file():
+        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    return _from_text((RESULTS / f"{name}.txt").read_text(encoding="utf-8"))
+
+
+def _from_json(results: list[dict]) -> Figures:
+    found: Figures = {}
+    for result in results:
+        model = result["model"].removeprefix("random:")
+        other = result.get("against", {})
+        speeds = result["tokens_per_s"], other.get("tokens_per_s"), result.get("ratio")
+        found[model, result["work"]] = speeds
+        if result["work"] == "train":
+            memory = result["peak_memory_mib"], other.get("peak_memory_mib"), None
+            found[model, "memory"] = memory
+    return found
+
+
+def _from_text(text: str) -> Figures:
+    found: Figures = {}
+    model = ""
+    for line in text.splitlines():
+        if heading := re.match(r"(\S+), LoRA rank", line):
+            model = heading[1]
+        for label, row in _PRINTED.items():
+            if line.strip().startswith(label):
+                ours, theirs = line.split(label)[1].split()[:2]
+                found[model, row] = float(ours), float(theirs), None
+    return found
+
+
+def number(value: float) -> str:
+    """Write a figure with three digits at least, and no more than it deserves."""
+    return f"{value:,.1f}" if value < 20 else f"{value:,.0f}"
+
+
+def processor_table() -> list[str]:
+    """Return the lines of the processor's table: ours, and the rival's in brackets."""
+    found = figures("headline-cpu-avx512")
+    lines = ["| | 125M | 1B |", "| --- | --- | --- |"]
+    for label, row in ROWS.items():
+        cells = []
+        for model in MODELS:
+            ours, theirs, ratio = found[model, row]
+            times = "" if ratio is None else f": {ratio:.1f} x"
+            other = "" if theirs is None else f" ({number(theirs)}){times}"
+            cells.append(f"{number(ours)} {UNITS[row]}{other}")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def device_table() -> list[str]:
+    """Return the lines of the H200's table, a column for each way to it, and the rival's."""
+    ways = {"CUDA": "cuda", "Vulkan": "vulkan", "OpenCL": "opencl"}
+    found = {way: figures(f"headline-{name}-h200") for way, name in ways.items()}
+    lines = [f"| | {' | '.join(ways)} | rival |", "| --- |" + " --- |" * (len(ways) + 1)]
+    for model in MODELS:
+        for label, row in ROWS.items():
+            what = "its memory on the device, MiB" if row == "memory" else f"{label}, tokens/s"
+            name = f"{model}: {what}" if row == "train" else what
+            cells = [number(found[way][model, row][0]) for way in ways]
+            rival = next((v for w in ways if (v := found[w][model, row][1]) is not None), None)
+            cells.append("" if rival is None else number(rival))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def torch_table() -> list[str]:
+    """Return the lines of the comparison with PyTorch, a row for each work that was measured."""
+    lines = ["| | fabric | PyTorch | ratio | memory, MiB | of the floor |"]
+    lines.append("| --- |" + " --- |" * 5)
+    for result in json.loads((RESULTS / TORCH).read_text(encoding="utf-8")):
+        other, fraction = result["against"], result["fraction_of_floor"]
+        cells = [
+            f"{result['model'].removeprefix('random:')}: {result['work']}, "
+            f"{result['batch']} x {result['tokens']}, {other['name']}",
+            f"{number(result['tokens_per_s'])} tokens/s",
+            f"{number(other['tokens_per_s'])} tokens/s",
+            f"{result['ratio']:.2f} x",
+            f"{number(result['peak_memory_mib'])} ({number(other['peak_memory_mib'])})",
+            "" if fraction is None else f"{fraction:.0%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+TABLES: Mapping[str, list[str]] = {
+    "processor": processor_table(),
+    "h200": device_table(),
+    **({"torch": torch_table()} if (RESULTS / TORCH).is_file() else {}),
+}
+
+
+def filled(text: str) -> str:
+    """Return the README with its tables as the results say.
+
+    Raises
+    ------
+    ValueError
+        If a table's marks are missing.
+    """
+    for name, lines in TABLES.items():
+        begin, end = f"<!-- {name}: bench/readme_tables.py -->\n", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"README.md has no marks of the table {name}")
+        text = before + begin + "\n".join(lines) + "\n" + end + after
+    return text
+
+
+def main() -> None:
+    """Write the tables, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    wanted = filled(text)
+    if arguments.check:
+        sys.exit("README.md's tables are not those of bench/results" if wanted != text else 0)
+    README.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A memory budget becomes choices: what takes less memory, in the order in which it costs least.
+
+The choices that leave every loss as it is come first; each is a row of `CHOICES`. What the budget
+has left in the end goes to layers that stay in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..models.config import ModelConfig
+from ..targets import FabricError, Target
+from .options import CompileOptions
+from .plan import Footprints, Plan, resident_layers, training_plan
+
+MIB = 1 << 20
+Lessen = Callable[[CompileOptions], CompileOptions | None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that can take less memory.
+
+    Attributes
+    ----------
+    name : str
+        What a person calls it.
+    lessen : callable
+        Return options that take less, or None where there are none.
+    """
+
+    name: str
+    lessen: Lessen
+
+
+def _fewer_rows(options: CompileOptions) -> CompileOptions | None:
+    rows = options.micro_batch
+    return replace(options, micro_batch=rows // 2) if rows > 1 else None
+
+
+def _streamed(options: CompileOptions) -> CompileOptions | None:
+    return None if options.resident_layers == 0 else replace(options, resident_layers=0)
+
+
+def _small_head(options: CompileOptions) -> CompileOptions | None:
+    return replace(options, head="int8") if options.head != "int8" else None
+
+
+def _one_gradient(options: CompileOptions) -> CompileOptions | None:
+    return replace(options, gradients="layer") if options.gradients == "all" else None
+
+
+CHOICES = (
+    Choice("micro-batch", _fewer_rows),
+    Choice("layers in memory", _streamed),
+    Choice("head", _small_head),
+    Choice("gradients", _one_gradient),
+)
+"""In the order in which they are made; the first two leave the losses as they are."""
+
+
+def within_budget(
+    config: ModelConfig,
+    target: Target,
+    options: CompileOptions,
+    footprints: Callable[[CompileOptions], Footprints],
+) -> CompileOptions:
+    """Return options whose training fits `options.memory_budget`.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        The model.
+    target : Target
+        Where it runs.
+    options : CompileOptions
+        What was asked for, which is only ever lessened; as they are where there is no budget.
+    footprints : callable
+        Gives the footprints of the functions compiled with some options.
+
+    Raises
+    ------
+    FabricError
+        If nothing fits: it says the smallest budget that does.
+    """
+    budget = options.memory_budget
+    if budget is None:
+        return options
+
+    def plan(of: CompileOptions) -> Plan:
+        return training_plan(config, target, of, footprints(of))
+
+    for choice in CHOICES:
+        while plan(options).peak > budget:
+            less = choice.lessen(options)
+            if less is None:
+                break
+            options = less
+    least = plan(options).peak
+    if least > budget:
+        raise FabricError(
+            f"Training this model takes {least / MIB:,.0f} MiB at least; the budget is "
+            f"{budget / MIB:,.0f} MiB.",
+            f"Give --memory-budget {-(-least // MIB)}MiB or more, or lower --context or "
+            "--lora-rank.",
+        )
+    # What is left goes to layers: the most that fit.
+    depth, most = config.num_layers, resident_layers(config, options)
+    for count in range(depth, most, -1):
+        more = replace(options, resident_layers=None if count == depth else count)
+        if plan(more).peak <= budget:
+            return more
+    return options

@@ -1,0 +1,253 @@
+"""The memory plan: every buffer of a training step and of writing, in bytes, before anything runs.
+
+A plan is a function of the model, the options and the footprints of the lowered functions. It is
+printed by `fabric estimate` and `fabric inspect`, kept in the manifest, and held at run time: what
+is measured is at most what was planned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..models.config import ModelConfig
+from ..models.graph import HeadFormat, TensorSpec, head_tensors, layer_tensors
+from ..models.lora import adapter_layout
+from ..targets import Target
+from ..targets.windows import item_bytes
+from .memory import PAGE, Footprint
+from .options import CompileOptions
+
+MIB = 1 << 20
+SLOTS = 2
+"""Layers that a streamed bundle has in memory beside those that stay."""
+PROCESS = {True: 70 * MIB, False: 62 * MIB}
+"""Python, TVM's runtime, the command, a tokenizer and the data, in training and in writing, where a
+processor computes."""
+POOLED = ("cpu", "cuda")
+"""Devices on which TVM's virtual machine keeps freed memory by size, see `_Pool`."""
+PROMPT = 512
+"""Tokens of a prompt that are computed at once."""
+POINTS = ("embedding", "forward", "head", "backward", "first layer", "update")
+"""Moments of a step: the ends of its phases, but the backward pass where it begins as well."""
+Footprints = Mapping[str, Footprint]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one kind of buffer takes at each point, bytes."""
+
+    name: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows over points in time.
+
+    Attributes
+    ----------
+    points : tuple of str
+        What the program does then.
+    rows : tuple of Row
+        The parts of the memory.
+    """
+
+    points: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def totals(self) -> list[int]:
+        """Bytes at each point."""
+        return [sum(row.sizes[i] for row in self.rows) for i in range(len(self.points))]
+
+    @property
+    def peak(self) -> int:
+        """Most bytes at once."""
+        return max(self.totals)
+
+    def at_peak(self) -> list[tuple[str, int]]:
+        """Return each row's bytes at the first point where most are held."""
+        totals = self.totals
+        place = totals.index(max(totals))
+        return [(row.name, row.sizes[place]) for row in self.rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what the manifest keeps."""
+        return {
+            "points": list(self.points),
+            "rows": [[row.name, list(row.sizes)] for row in self.rows],
+            "peak": self.peak,
+        }
+
+
+def tensor_bytes(specs: Iterable[TensorSpec]) -> int:
+    """Return the bytes of tensors."""
+    total = 0
+    for spec in specs:
+        size = item_bytes(spec.dtype)
+        for extent in spec.shape:
+            size *= extent
+        total += size
+    return total
+
+
+def resident_layers(config: ModelConfig, options: CompileOptions) -> int:
+    """Return how many layers stay in memory."""
+    wanted = options.resident_layers
+    return config.num_layers if wanted is None else min(wanted, config.num_layers)
+
+
+def training_plan(
+    config: ModelConfig, target: Target, options: CompileOptions, found: Footprints
+) -> Plan:
+    """Plan a training step of one micro-batch.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        The model.
+    target : Target
+        Where it runs.
+    options : CompileOptions
+        Sizes and formats.
+    found : mapping of str to Footprint
+        Of the functions of one layer and of the ends, lowered for the target.
+    """
+    depth, tokens = config.num_layers, options.context * options.micro_batch
+    state = 4 * tokens * config.hidden_size
+    adapter = 4 * adapter_layout(config, options.lora).size
+    # What a pool has grown to, it keeps.
+    end = (depth + 1, depth + 1) if target.device in POOLED else (1, 0)
+    states = (1, depth + 1, depth + 1, depth + 1, *end)
+    work, scratch = _workspaces(found, target, state)
+    # Rope, the batch, the seeds of dropout, and a handful of numbers.
+    tables = 4 * (options.context * config.head_dim + 3 * tokens + depth + 16)
+    rows = [
+        *_fixed(config, target, options, train=True),
+        _constant("adapter", depth * adapter),
+        _constant("moments", 2 * depth * adapter),
+        _constant("gradients", adapter * (depth if options.gradients == "all" else 1)),
+        _constant("tokens and positions", tables),
+        Row("layer inputs", tuple(count * state for count in states)),
+        Row("workspace", work),
+        Row("kernels' scratch", scratch),
+    ]
+    return Plan(POINTS, tuple(rows))
+
+
+def writing_plan(
+    config: ModelConfig, target: Target, options: CompileOptions, found: Footprints
+) -> Plan:
+    """Plan writing: a prompt, then tokens, up to `options.context` of both.
+
+    The workspace of a prompt is a layer's in training, which has the same tensors, for as many
+    tokens as are computed at once.
+    """
+    tokens = min(options.context, PROMPT)
+    layer = found["layer_forward"]
+    share = tokens / (options.context * options.micro_batch)
+    prompt = int(share * (layer.planned + 4 * options.context * config.hidden_size))
+    adapter = 4 * config.num_layers * adapter_layout(config, options.lora).size
+    scratch = max(layer.scratch, found["decode"].scratch)
+    decoded = found["decode"].planned
+    rows = [
+        *_fixed(config, target, options, train=False),
+        Row("adapter", (adapter,) * 2),
+        Row("key and value cache", (cache_bytes(config, options),) * 2),
+        Row("workspace", (prompt + 4 * config.vocab_size, decoded)),
+        Row("kernels' scratch", (scratch,) * 2),
+    ]
+    points = ("prompt", "token")
+    return Plan(points, tuple(Row(row.name, row.sizes[: len(points)]) for row in rows))
+
+
+def bundle_plan(
+    config: ModelConfig, target: Target, options: CompileOptions, found: Footprints
+) -> dict[str, Any]:
+    """Return what a bundle's manifest keeps: what was chosen, and the plans."""
+    return {
+        "budget": options.memory_budget,
+        "resident_layers": resident_layers(config, options),
+        "gradients": options.gradients,
+        "training": training_plan(config, target, options, found).to_dict(),
+        "writing": writing_plan(config, target, options, found).to_dict(),
+    }
+
+
+def cache_bytes(config: ModelConfig, options: CompileOptions) -> int:
+    """Return the bytes of the float32 keys and values of one context."""
+    return 2 * config.num_layers * options.context * config.num_kv_heads * config.head_dim * 4
+
+
+def _constant(name: str, size: int) -> Row:
+    return Row(name, (size,) * len(POINTS))
+
+
+def _fixed(config: ModelConfig, target: Target, options: CompileOptions, train: bool) -> list[Row]:
+    """Return the rows of the program and of the weights."""
+    layer = tensor_bytes(layer_tensors(config))
+    resident = resident_layers(config, options)
+    passing = layer * min(SLOTS, config.num_layers - resident)
+    ends = tensor_bytes(head_tensors(config, HeadFormat(options.head)))
+    process = [_constant("Python and TVM's runtime", PROCESS[train])]
+    weights = [_constant("layers passing through", passing), _constant("embedding and head", ends)]
+    if target.family == "cpu" and passing and train:
+        # The pages of the head are let go behind it, and make room for it those of two layers; of
+        # the embedding only the pages of the batch's tokens are read.
+        rows = options.context * options.micro_batch * (ends // config.vocab_size + 2 * PAGE)
+        read = min(rows, ends)
+        weights = [
+            Row("layers passing through", (0, passing, 0, passing, passing, passing)),
+            Row("embedding and head", (read, read, ends, 0, 0, 0)),
+        ]
+    return [
+        *(process if target.family == "cpu" else []),
+        _constant("layers in memory", resident * layer),
+        *weights,
+    ]
+
+
+def _workspaces(
+    found: Footprints, target: Target, state: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return workspace and scratch at each point; the adjoint of a layer's input counts here."""
+    at = (
+        ("embed",),
+        ("layer_forward",),
+        ("head_loss_vjp",),
+        ("layer_vjp", "layer_accumulate"),
+        ("layer_vjp", "layer_accumulate"),
+        ("gradient_squares", "update"),
+    )
+    scratch = [max(found[name].scratch for name in names) for names in at]
+    if target.device not in POOLED:
+        work = [max(found[name].planned for name in names) for names in at]
+        adjoint = (0, 0, 0, state, state, 0)
+        return tuple(w + a for w, a in zip(work, adjoint, strict=True)), tuple(scratch)
+    pool, sizes = _Pool(), []
+    for place, names in enumerate(at):
+        if place == at.index(("layer_vjp", "layer_accumulate")):
+            pool.hold(Counter([state]))
+        for name in names:
+            pool.hold(Counter(found[name].storages))
+        sizes.append(pool.size)
+    return tuple(sizes), tuple(max(scratch[: i + 1]) for i in range(len(scratch)))
+
+
+class _Pool:
+    """TVM's pooled allocator: a freed block is kept, and serves requests of its own size alone."""
+
+    def __init__(self) -> None:
+        self._blocks: Counter[int] = Counter()
+
+    def hold(self, wanted: Counter[int]) -> None:
+        """Take blocks; all that were taken before are free again."""
+        self._blocks |= wanted
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks, each rounded to pages."""
+        return sum(-(-size // PAGE) * PAGE * count for size, count in self._blocks.items())

@@ -1,0 +1,112 @@
+"""One layer at a time: what a runtime calls that holds only some of the layers.
+
+``layer_forward`` and ``layer_vjp`` are functions of their own already; these are the rest of a
+step, and of a prompt, for one layer. The kernels are those of the whole steps, so a streamed step
+computes the same bits.
+"""
+
+from __future__ import annotations
+
+from tvm import relax, tirx
+
+from ..config import ModelConfig
+from ..kernels import accumulate, adamw, cached_attention, logits, sum_squares
+from ..lora import LoraOptions, adapter_layout
+from .inference import adapter_type, cache_type
+from .layer import Ends, HeadFormat, attention_shape, decoder_layer, layer_tensors
+from .projections import LoraUse, Projections
+
+
+def add_layer_steps(bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions) -> None:
+    """Add ``layer_accumulate``, ``layer_squares`` and ``layer_update``.
+
+    ``layer_accumulate(*sums, *terms)`` adds a layer's gradients to its buffer's factors;
+    ``layer_squares(gradient)`` is the ``(1,)`` squared norm; ``layer_update(adapter, moment1,
+    moment2, gradient, hyper)`` is AdamW on one layer's flat buffers, after which the gradient is
+    zero.
+    """
+    layout = adapter_layout(config, lora)
+    sums, terms = (
+        [
+            relax.Var(f"{name}{i}", relax.TensorType(factor.shape, "float32"))
+            for i, factor in enumerate(layout.factors)
+        ]
+        for name in ("sum", "term")
+    )
+    with bb.function("layer_accumulate", [*sums, *terms]):
+        bb.emit_func_output(accumulate(bb, sums, terms))
+
+    flat = relax.TensorType((layout.size,), "float32")
+    gradient = relax.Var("gradient", flat)
+    with bb.function("layer_squares", [gradient]):
+        bb.emit_func_output(sum_squares(bb, gradient))
+
+    buffers = [relax.Var(n, flat) for n in ("adapter", "moment1", "moment2", "gradient")]
+    hyper = relax.Var("hyper", relax.TensorType((8,), "float32"))
+    with bb.function("layer_update", [*buffers, hyper]):
+        bb.emit_func_output(adamw(bb, buffers, hyper))
+
+
+def add_layer_prefill(
+    bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions, head: HeadFormat
+) -> None:
+    """Add ``prefill_embed``, ``prefill_layer`` and ``prefill_head``, ``prefill`` in three parts.
+
+    ``prefill_embed(tokens, *ends)``; ``prefill_layer(x, sequence, position, rope, *weights,
+    *factors, keys, values)``; ``prefill_head(x, select, *ends)``, see ``prefill``.
+    """
+    count, selected = tirx.Var("n", "int64"), tirx.Var("s", "int64")
+    _embed_function(bb, count, config, head)
+    _layer_function(bb, count, config, lora)
+    ends = Ends(config, head)
+    x = relax.Var("x", relax.TensorType((count, config.hidden_size), "float32"))
+    select = relax.Var("select", relax.TensorType((selected,), "int32"))
+    with bb.function("prefill_head", [x, select, *ends.parameters]):
+        with bb.dataflow():
+            chosen = bb.emit(relax.op.take(x, select, axis=0, mode="clip"))
+            out = bb.emit_output(logits(bb, ends.normalised(bb, chosen), *ends.head))
+        bb.emit_func_output(out)
+
+
+def _embed_function(
+    bb: relax.BlockBuilder, count: tirx.Var, config: ModelConfig, head: HeadFormat
+) -> None:
+    ends = Ends(config, head)
+    tokens = relax.Var("tokens", relax.TensorType((count,), "int32"))
+    with bb.function("prefill_embed", [tokens, *ends.parameters]):
+        with bb.dataflow():
+            out = bb.emit_output(ends.embed(bb, tokens))
+        bb.emit_func_output(out)
+
+
+def _layer_function(
+    bb: relax.BlockBuilder, count: tirx.Var, config: ModelConfig, lora: LoraOptions
+) -> None:
+    capacity, sequences = tirx.Var("m", "int64"), tirx.Var("b", "int64")
+    x = relax.Var("x", relax.TensorType((count, config.hidden_size), "float32"))
+    sequence, position = (
+        relax.Var(name, relax.TensorType((count,), "int32")) for name in ("sequence", "position")
+    )
+    rope = relax.Var("rope", relax.TensorType((capacity, config.head_dim), "float32"))
+    weights = {spec.name: relax.Var(spec.name, spec.type) for spec in layer_tensors(config)}
+    factor_types, names = adapter_type(config, lora)
+    factors = {
+        name: relax.Var(name.replace(".", "_"), kind)
+        for name, kind in zip(names, factor_types.fields, strict=True)
+    }
+    keys, values = (
+        relax.Var(name, kind)
+        for name, kind in zip(
+            ("keys", "values"), cache_type(config, sequences, capacity).fields, strict=True
+        )
+    )
+    groups = dict.fromkeys(name.rsplit(".", 1)[0] for name in names)
+    use = LoraUse(lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0)
+    parameters = [x, sequence, position, rope, *weights.values(), *factors.values(), keys, values]
+    place = (sequence, position, rope, keys, values, attention_shape(config))
+    with bb.function("prefill_layer", parameters):
+        with bb.dataflow():
+            project = Projections(bb, config, dict(weights), use)
+            layer = decoder_layer(project, x, lambda qkv: cached_attention(bb, qkv, *place)[0])
+            out = bb.emit_output(layer)
+        bb.emit_func_output(out)

@@ -1,0 +1,330 @@
+"""The engines of a bundle whose layers, or some of them, are read while the one before computes.
+
+A step calls the module's functions of one layer, in the order and with the kernels of the whole
+step: the losses and the adapter are the same bits. Where only one layer's gradients are kept, each
+layer's update follows its gradients at once; the norm by which they are clipped is then that of
+the step before, or the backward pass runs twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..targets import FabricError
+from .batch import Batch
+from .bundle import Bundle
+from .engine import AdapterLayout, Tensors, TrainingEngine, end_tensors
+from .inference import InferenceEngine
+from .layer_feed import LayerFeed
+from .memory_space import MemorySpace, Tensor, Windows
+
+KEPT, LAYER, LAYER_TWICE = "all", "layer", "layer-twice"
+"""What is kept of the gradients: those of all layers, or of one; the last with two backward
+passes, of which the first finds the norm."""
+FUNCTIONS = (
+    "embed",
+    "layer_forward",
+    "layer_vjp",
+    "head_loss",
+    "head_loss_vjp",
+    "layer_accumulate",
+    "layer_squares",
+    "layer_update",
+)
+"""What a step calls."""
+
+
+@dataclass
+class _Pending:
+    """A micro-batch whose backward pass waits for the update: its states and their adjoint."""
+
+    states: dict[int, Tensor]
+    adjoint: Tensor
+
+
+class StreamingTrainingEngine(TrainingEngine):
+    """A training engine over a `LayerFeed`, see `TrainingEngine`.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        An open bundle.
+    resident : int
+        Layers that stay in memory.
+    gradients : str
+        ``"all"``; or ``"layer"`` or ``"layer-twice"``, with which a step is one micro-batch.
+
+    Attributes
+    ----------
+    feed : LayerFeed
+        Where the layers come from.
+    """
+
+    def __init__(self, bundle: Bundle, resident: int, gradients: str = KEPT) -> None:
+        self._resident, self._kept = resident, gradients
+        self._pending: _Pending | None = None
+        self._norm: float | None = None
+        super().__init__(bundle)
+
+    def _gradient_buffer(self, memory: MemorySpace) -> Any:
+        if self._kept == KEPT:
+            return super()._gradient_buffer(memory)
+        return OneLayer(memory, self._layout)
+
+    def _bind(self) -> None:
+        """Prepare the functions of one layer instead of those of all."""
+        machine, memory = self._machine, self._machine.memory
+        self._ends = end_tensors(self.bundle, memory)
+        self.feed = LayerFeed(self.bundle, memory, self._resident)
+        self._rope = machine["rope"]()
+        self._calls = {name: machine[name] for name in FUNCTIONS}
+        dropout = bool(self.bundle.lora["dropout"])
+        self._calls["layer_evaluate"] = machine["layer_evaluate" if dropout else "layer_forward"]
+        self._factors = self._adapter.factors
+        if self._kept == KEPT:
+            gradients = self._gradient.flat
+            update = [buffer.flat for buffer in (self._adapter, *self._moments, self._gradient)]
+            self._gradient_squares = machine.bind("gradient_squares", [gradients])
+            self._update = machine.bind("update", [*update, self._hyper.tensor])
+        self._sums = self._gradient.factors
+
+    def _arguments(self, layer: int, weights: list[Windows], seeded: bool) -> list[Any]:
+        """Return what follows x in a layer function's parameters."""
+        seed = [self._seeds[layer].tensor] if self._seeds and seeded else []
+        starts = self._inputs["starts"].tensor
+        return [*self._factors[layer], starts, self._rope, *seed, *weights]
+
+    def _forward(self, function: str, keep: bool) -> list[Tensor]:
+        """Run the layers; return the input of each and the last output, or the last alone."""
+        states = [self._calls["embed"](self._inputs["tokens"].tensor, *self._ends)]
+        for layer, weights in self.feed.visit(range(self._layout.layers)):
+            seeded = function == "layer_forward"
+            arguments = self._arguments(layer, weights, seeded)
+            states.append(self._calls[function](states[-1], *arguments))
+            if not keep:
+                del states[0]
+        return states
+
+    def _backward(self, work: _Pending, take: Any) -> None:
+        """Run the layers' adjoints, last first; `take` is given each layer's gradients."""
+        adjoint = work.adjoint
+        order = reversed(range(self._layout.layers))
+        for layer, weights in self.feed.visit(order):
+            arguments = self._arguments(layer, weights, seeded=True)
+            adjoints = self._calls["layer_vjp"](work.states[layer], *arguments, adjoint)
+            adjoint = adjoints[0]
+            sums = self._sums[layer if self._kept == KEPT else 0]
+            self._calls["layer_accumulate"](*sums, *[adjoints[i + 1] for i in range(len(sums))])
+            del adjoints
+            take(layer, work)
+
+    def accumulate(self, batch: Batch, inverse_count: float, seed: int) -> float:
+        """Add a micro-batch's gradients, see `TrainingEngine.accumulate`.
+
+        Where one layer's gradients are kept, the backward pass runs with the update.
+
+        Raises
+        ------
+        FabricError
+            If a layer can't be read, or a second micro-batch comes where one is a step.
+        """
+        if self._pending is not None:
+            raise FabricError(
+                "This bundle keeps the gradients of one layer, so a step is one micro-batch of "
+                f"{self.micro_batch}.",
+                f"Use --batch {self.micro_batch} --accumulate 1, or compile with --gradients all.",
+            )
+        self._load(batch, seed)
+        self._inverse.write(np.float32(inverse_count))
+        *states, last = self._forward("layer_forward", keep=True)
+        labels = self._inputs["labels"].tensor
+        with self.feed.head():
+            result = self._calls["head_loss_vjp"](last, labels, self._inverse.tensor, *self._ends)
+        work = _Pending(dict(enumerate(states)), result[1])
+        del states, last
+        if self._kept == KEPT:
+            self._backward(work, _let_go)
+        else:
+            self._pending = work
+        return self._sum(result[0])
+
+    def evaluate(self, batch: Batch) -> float:
+        """Return the sum of the losses, see `TrainingEngine.evaluate`."""
+        self._load(batch)
+        (last,) = self._forward("layer_evaluate", keep=False)
+        with self.feed.head():
+            losses = self._calls["head_loss"](last, self._inputs["labels"].tensor, *self._ends)
+        return self._sum(losses)
+
+    def update(
+        self,
+        *,
+        learning_rate: float,
+        step: int,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip_norm: float = 0.0,
+    ) -> float:
+        """Take one AdamW step, see `TrainingEngine.update`.
+
+        Where one layer's gradients are kept, they are clipped by the norm of the step before; the
+        first step, and every one of ``"layer-twice"``, runs the backward pass twice instead.
+        """
+        settings = (learning_rate, beta1, beta2, epsilon, weight_decay)
+        if self._kept == KEPT:
+            return super().update(
+                learning_rate=learning_rate,
+                step=step,
+                beta1=beta1,
+                beta2=beta2,
+                epsilon=epsilon,
+                weight_decay=weight_decay,
+                clip_norm=clip_norm,
+            )
+        work, self._pending = self._pending, None
+        if work is None:
+            raise FabricError("There is no gradient to step by.", "Call accumulate first.")
+        norm = self._norm
+        if clip_norm > 0.0 and (norm is None or self._kept == LAYER_TWICE):
+            norm = self._measured(work)
+        clip = clip_norm / norm if norm is not None and 0.0 < clip_norm < norm else 1.0
+        corrections = 1.0 - beta1**step, 1.0 - beta2**step
+        self._hyper.write(np.array((*settings, clip, *corrections), np.float32))
+        found = self._stepped(work)
+        # Rounded, so that a checkpoint holds it exactly.
+        self._norm = float(np.float32(found))
+        return found
+
+    def _measured(self, work: _Pending) -> float:
+        """Return the norm of the gradients, which are forgotten again."""
+        squares: list[Tensor] = []
+
+        def take(layer: int, work: _Pending) -> None:
+            squares.append(self._calls["layer_squares"](self._gradient.flat[0]))
+            self._gradient.write(0.0)
+
+        self._backward(work, take)
+        return self._root(squares)
+
+    def _stepped(self, work: _Pending) -> float:
+        """Update every layer as its gradients come; return their norm."""
+        squares: list[Tensor] = []
+        parameters = [buffer.flat for buffer in (self._adapter, *self._moments)]
+
+        def take(layer: int, work: _Pending) -> None:
+            gradient = self._gradient.flat[0]
+            squares.append(self._calls["layer_squares"](gradient))
+            buffers = [buffer[layer] for buffer in parameters]
+            self._calls["layer_update"](*buffers, gradient, self._hyper.tensor)
+            _let_go(layer, work)
+
+        self._backward(work, take)
+        return self._root(squares)
+
+    def _root(self, squares: Sequence[Tensor]) -> float:
+        return math.sqrt(math.fsum(self._sum(square) for square in squares))
+
+    def _clear(self) -> np.ndarray:
+        self._pending = self._norm = None
+        return super()._clear()
+
+    def state(self) -> Tensors:
+        """Return the state; with the norm of the last step where the next one is clipped by it."""
+        norm = {} if self._norm is None else {"norm": np.array([self._norm], np.float32)}
+        return {**super().state(), **norm}
+
+    def load_state(self, state: Tensors) -> None:
+        """Take back what :meth:`state` gave."""
+        super().load_state(state)
+        self._pending = None
+        self._norm = float(state["norm"][0]) if "norm" in state else None
+
+
+def _let_go(layer: int, work: _Pending) -> None:
+    """Forget a layer's input, which its adjoint was the last to need."""
+    del work.states[layer]
+
+
+class OneLayer:
+    """A gradient buffer for one layer, where :class:`AdapterBuffer` has one for each."""
+
+    def __init__(self, memory: MemorySpace, layout: AdapterLayout) -> None:
+        self._block = memory.zeros((layout.size,))
+        self._layout = layout
+
+    @cached_property
+    def flat(self) -> list[Tensor]:
+        """The layer as a tensor."""
+        return [self._block.tensor]
+
+    @cached_property
+    def factors(self) -> list[list[Tensor]]:
+        """The factors of the layer as tensors."""
+        parts = self._layout.factors
+        return [[self._block.part(factor["offset"], factor["shape"]) for factor in parts]]
+
+    def read(self) -> np.ndarray:
+        """Return zeros: between two steps no gradient is kept."""
+        return np.zeros((self._layout.layers, self._layout.size), np.float32)
+
+    def write(self, values: np.ndarray | float) -> None:
+        """Replace the values by a number."""
+        self._block.write(np.broadcast_to(np.float32(values), (self._layout.size,)))
+
+
+class StreamingInferenceEngine(InferenceEngine):
+    """An inference engine over a `LayerFeed`, see `InferenceEngine`.
+
+    Parameters
+    ----------
+    bundle, adapters, capacity, batch
+        See `InferenceEngine`.
+    resident : int
+        Layers that stay in memory.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        adapters: Sequence[tuple[Tensors, float]] = (),
+        capacity: int = 2048,
+        batch: int = 1,
+        *,
+        resident: int,
+    ) -> None:
+        self._resident = resident
+        super().__init__(bundle, adapters, capacity, batch)
+
+    def _bind(
+        self,
+        rope: Tensor,
+        ends: list[Windows],
+        adapters: list[list[Tensor]],
+        caches: list[list[Tensor]],
+    ) -> None:
+        """Prepare the functions of one layer instead of those of all."""
+        self._rope, self._ends = rope, ends
+        self._adapters, self._caches = adapters, caches
+        self.feed = LayerFeed(self.bundle, self._memory, self._resident)
+        names = ("prefill_embed", "prefill_layer", "prefill_head")
+        self._calls = {name: self._machine[name] for name in names}
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one token to sequence 0 and return the ``(V,)`` float32 logits after it."""
+        return self._append([token], 0, every=False)[-1]
+
+    def _logits(self, tokens: Tensor, sequence: Tensor, position: Tensor, select: Tensor) -> Tensor:
+        x = self._calls["prefill_embed"](tokens, *self._ends)
+        for layer, weights in self.feed.visit(range(len(self._caches))):
+            state = [*self._adapters[layer], *self._caches[layer]]
+            x = self._calls["prefill_layer"](x, sequence, position, self._rope, *weights, *state)
+        with self.feed.head():
+            return self._calls["prefill_head"](x, select, *self._ends)

@@ -1,0 +1,89 @@
+"""The memory plan is kept, and a budget chooses or refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bitfabric.compiler import CompileOptions, compile_model, estimate
+from bitfabric.compiler.calibration import Calibration
+from bitfabric.models import open_model
+from bitfabric.runtime import open_bundle, training_engine
+from bitfabric.runtime.budget import BudgetError
+from bitfabric.targets import FabricError, get_target
+
+MIB = 1 << 20
+SPEED = Calibration(float32=5e11, int8=2e12, read=4e10, ternary=3e10)
+OPTIONS = CompileOptions(context=128)
+BENCH = Path(__file__).parents[2] / "bench" / "memory.py"
+
+
+def planned(model: str = "random:13B", **options: object):
+    chosen = replace(OPTIONS, **options)
+    return estimate(open_model(model).config, get_target("cpu"), chosen, True, SPEED)
+
+
+def test_every_point_of_the_plan_is_the_sum_of_its_rows_and_the_peak_the_largest() -> None:
+    plan = planned("random:125M").plan
+    for index, total in enumerate(plan.totals):
+        assert total == sum(row.sizes[index] for row in plan.rows)
+    assert plan.peak == max(plan.totals) == sum(size for _, size in plan.at_peak())
+
+
+def test_a_budget_keeps_as_many_layers_as_fit_and_changes_no_loss_while_it_can() -> None:
+    whole = planned()
+    assert planned(memory_budget=whole.plan.peak).options.resident_layers is None
+    half = planned(memory_budget=2048 * MIB)
+    assert 0 < half.options.resident_layers < 40
+    assert half.options.gradients == "all"
+    layer = dict(half.rows)["layers passing through"] / 2
+    assert 2048 - layer < half.peak_memory_mib <= 2048
+
+
+def test_a_smaller_budget_gives_up_the_gradients_next_and_then_refuses_with_the_least() -> None:
+    tight = planned(memory_budget=800 * MIB)
+    assert (tight.options.resident_layers, tight.options.gradients) == (0, "layer")
+    assert tight.peak_memory_mib <= 800
+    with pytest.raises(FabricError, match="at least; the budget is 500 MiB") as caught:
+        planned(memory_budget=500 * MIB)
+    least = int(caught.value.remedy.split("--memory-budget ")[1].split("MiB")[0])
+    assert planned(memory_budget=least * MIB).peak_memory_mib <= least
+    with pytest.raises(FabricError):
+        planned(memory_budget=(least - 1) * MIB)
+
+
+def test_rows_of_a_micro_batch_are_given_up_first() -> None:
+    model = "random:125M"
+    one, four = planned(model), planned(model, micro_batch=4)
+    found = planned(model, micro_batch=4, memory_budget=(one.plan.peak + four.plan.peak) // 2)
+    assert found.options.micro_batch == 2
+    assert found.options.resident_layers is None
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["resident", "streaming"])
+def test_a_training_takes_no_more_than_planned(stream: bool, tmp_path: Path) -> None:
+    options = replace(OPTIONS, resident_layers=0 if stream else None)
+    path = compile_model(open_model("random:125M"), get_target("cpu"), options, tmp_path / "m")
+    run = subprocess.run(
+        [sys.executable, str(BENCH), "--measure", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert 0.85 * found["planned"] < found["memory"] <= found["planned"]
+    assert found["losses"][-1] < found["losses"][0]
+
+
+def test_a_budget_lowered_after_the_compilation_is_refused(tmp_path: Path) -> None:
+    options = replace(OPTIONS, context=16, memory_budget=120 * MIB)
+    path = compile_model(open_model("nano"), get_target("cpu"), options, tmp_path / "nano")
+    bundle = open_bundle(path)
+    assert bundle.manifest["plan"]["budget"] == 120 * MIB
+    with pytest.raises(BudgetError, match="the budget is 60 MiB") as caught:
+        training_engine(bundle, 60 * MIB)
+    assert "--memory-budget 60MiB" in caught.value.remedy
