@@ -68,7 +68,7 @@ def units(
     if gpu.subgroup != WARP or not gpu.subgroups or unit.depth % EIGHT:
         return None
     each = vectors_of_load(table)
-    tile = _tile(gpu, tokens).fitted(columns // EIGHT, EIGHT, unit)
+    tile = _tile(gpu, unit, tokens, columns // EIGHT)
     if columns % (EIGHT * each) or tile is None or tile.step % each:
         return None
 
@@ -79,10 +79,19 @@ def units(
     return build(function, body)
 
 
-def _tile(gpu: Gpu, tokens: int) -> MatrixTile:
-    """Return the tile, whose columns are a strip."""
-    tiles = [tile for tile in TILES[HALF] if tile.columns == STRIP]
-    return min(tiles, key=lambda tile: tile.rows) if tokens <= SHORT else tiles[0]
+def _tile(gpu: Gpu, unit: MatrixUnit, tokens: int, vectors: int) -> MatrixTile | None:
+    """Return the tile, whose columns are a strip; None where none fits the device."""
+    limits = gpu.target.limits
+    assert limits is not None
+    fitted = [tile.fitted(vectors, EIGHT, unit) for tile in TILES[HALF] if tile.columns == STRIP]
+    tiles = [
+        tile
+        for tile in fitted
+        if tile and tile.memory <= limits.shared_bytes and tile.threads(WARP) <= limits.max_threads
+    ]
+    if tokens <= SHORT:
+        return min(tiles, key=lambda tile: tile.rows, default=None)
+    return next(iter(tiles), None)
 
 
 def plan(vocabulary: int, tokens: int, gradient: bool) -> Chunks:

@@ -43,6 +43,7 @@ template <class To, class From> static To bits(From from) {
 static unsigned __pack_half2(half x, half y) { return bits<unsigned>(half2{x, y}); }
 static int __float_as_int(float x) { return bits<int>(x); }
 static float __int_as_float(int x) { return bits<float>(x); }
+static half __float2half_rn(float x) { return half(x); }
 static int __float2int_rn(float x) { return int(nearbyintf(x)); }
 static int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 32; i += 8) c += int8_t(a >> i) * int8_t(b >> i);
