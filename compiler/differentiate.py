@@ -7,11 +7,15 @@ code and goes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from ..models.kernels.norm import rms_norm_vjp
+from ..models.kernels.gated import gated_norm_vjp
+from ..models.kernels.norm import Norm, rms_norm_vjp
 
 FORWARD = "layer_forward"
 ADJOINT = "layer_vjp"
@@ -54,10 +58,11 @@ class _DropOnes(PyExprMutator):
 
 
 @mutator
-class _AddInNorm(PyExprMutator):
-    """Rewrites the sum of a norm's adjoint and something else to one kernel.
+class _WidenNorms(PyExprMutator):
+    """Rewrites the adjoint of a norm and what takes it to one kernel.
 
-    So does the adjoint of what goes through a norm and past it, which every residual does.
+    That is the sum with something else, for what goes through a norm and past it as every residual
+    does; and the adjoint of a gate whose result the norm was of.
     """
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
@@ -68,6 +73,17 @@ class _AddInNorm(PyExprMutator):
                 if found is not None:
                     (dy, x, weight), epsilon = found
                     return rms_norm_vjp(self.builder_, dy, x, weight, epsilon, other)
+        gate = self._kernel(call, "gated_activation_vjp")
+        if gate is not None:
+            inner, gate_up = call.args[1]
+            found = self._norm(inner)
+            if found is not None:
+                (dy, x, weight), epsilon = found
+                before = self._bound(x)
+                of_gate = self._kernel(before, "gated_activation") is not None
+                if of_gate and before.args[1][0].same_as(gate_up):
+                    norm = Norm(weight, epsilon)
+                    return gated_norm_vjp(self.builder_, dy, gate_up, norm, str(gate["kind"]))
         return call
 
     def _bound(self, value: relax.Expr) -> relax.Expr:
@@ -86,13 +102,19 @@ class _AddInNorm(PyExprMutator):
     def _norm(self, value: relax.Expr) -> tuple[list[relax.Expr], float] | None:
         """Return the arguments and the epsilon of the adjoint of a norm; None of anything else."""
         call = self._bound(value)
-        if getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
+        parameters = self._kernel(call, "rms_norm_vjp")
+        if parameters is None or len(call.args[1]) > 3:
+            return None
+        return list(call.args[1]), float(parameters["epsilon"])
+
+    def _kernel(self, call: relax.Expr, kernel: str) -> Mapping[str, Any] | None:
+        """Return the parameters of a kernel that is called; None where it is another one."""
+        if not getattr(getattr(call, "op", None), "name", "").startswith("relax.call_tir"):
             return None
         attributes = self.builder_.get()[call.args[0]].attrs
-        arguments = list(call.args[1])
-        if str(attributes["fabric.kernel"]) != "rms_norm_vjp" or len(arguments) > 3:
+        if "fabric.kernel" not in attributes or str(attributes["fabric.kernel"]) != kernel:
             return None
-        return arguments, float(attributes["fabric.params"]["epsilon"])
+        return attributes["fabric.params"]
 
 
 def _objective(forward: relax.Function) -> relax.Function:
@@ -144,7 +166,7 @@ def differentiate(module: tvm.IRModule, inputs: int, fused: bool = False) -> tvm
     builder = relax.BlockBuilder(module)
     builder.add_func(vjp.with_attr("global_symbol", ADJOINT), ADJOINT)
     module = _rewritten(builder.get(), _DropOnes, (ADJOINT,))
-    return _rewritten(module, _AddInNorm, (ADJOINT,)) if fused else module
+    return _rewritten(module, _WidenNorms, (ADJOINT,)) if fused else module
 
 
 def _rewritten(

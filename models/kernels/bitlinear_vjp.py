@@ -18,6 +18,7 @@ from tvm import relax, te, tirx
 from ..packing import TILE
 from .bitlinear import by_segment, down, scale_at, segments, weight_at
 from .emit import Parameters, emit, register_adjoint
+from .norm import Norm, normalised
 
 
 def bitlinear_vjp(
@@ -28,6 +29,7 @@ def bitlinear_vjp(
     scale: relax.Expr,
     parameters: Parameters,
     adapter: tuple[relax.Expr, ...] = (),
+    norm: Norm | None = None,
 ) -> relax.Var:
     """Emit the adjoint of :func:`bitlinear`.
 
@@ -43,6 +45,8 @@ def bitlinear_vjp(
         The group's static parameters.
     adapter : tuple of relax.Expr
         Nothing, ``(A, B)`` or ``(A, B, lora_input)``.
+    norm : Norm, optional
+        With A and B: the adapters' input is x after this norm, and dx its adjoint.
 
     Returns
     -------
@@ -109,6 +113,8 @@ def bitlinear_vjp(
         dy: te.Tensor, x: te.Tensor, packed: te.Tensor, scale: te.Tensor, *lora: te.Tensor
     ) -> te.Tensor | list[te.Tensor]:
         base = straight_through(dy, packed, scale)
+        if norm is not None:
+            x, lora = normalised(x, lora[0], norm.epsilon), lora[1:]
         if not lora:
             return base
         a, b = lora[:2]
@@ -125,7 +131,12 @@ def bitlinear_vjp(
         dx = te.compute(x.shape, lambda t, k: base[t, k] + through[t, k], "dx")
         return [dx, da, db]
 
-    return emit(bb, "bitlinear_vjp", compute, [dy, x, packed, scale, *adapter], parameters)
+    arguments = [dy, x, packed, scale, *adapter]
+    kept = {name: parameters[name] for name in ("outputs", "adapted", "lora_scale")}
+    if norm is not None:
+        arguments.insert(4, norm.weight)
+        kept["epsilon"] = norm.epsilon
+    return emit(bb, "bitlinear_vjp", compute, arguments, kept)
 
 
 def input_adjoint(
@@ -136,9 +147,10 @@ def input_adjoint(
     scale: relax.Expr,
     parameters: Parameters,
     adapter: Sequence[relax.Expr],
+    norm: Norm | None = None,
 ) -> list[relax.Expr]:
     """Emit the adjoint of :func:`bitlinear` and return those of x and of all of `adapter`."""
-    result = bitlinear_vjp(bb, dy, x, packed, scale, parameters, tuple(adapter))
+    result = bitlinear_vjp(bb, dy, x, packed, scale, parameters, tuple(adapter), norm)
     if not adapter:
         return [result]
     return [bb.emit(relax.TupleGetItem(result, i)) for i in range(1 + len(adapter))]

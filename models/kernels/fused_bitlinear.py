@@ -14,7 +14,6 @@ with each line as in `gated.py`, `norm.py` and `bitlinear.py`. The adjoint compu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tvm import relax, te
 
@@ -22,15 +21,7 @@ from .bitlinear import LinearGroup, projected
 from .bitlinear_vjp import input_adjoint
 from .emit import Parameters, emit_differentiable, register_adjoint
 from .gated import gated, gated_activation, gated_activation_vjp
-from .norm import normalised, rms_norm, rms_norm_vjp
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A root-mean-square normalisation: its ``(K,)`` float32 weight and its epsilon."""
-
-    weight: relax.Expr
-    epsilon: float
+from .norm import Norm, normalised, rms_norm_vjp
 
 
 def fused_bitlinear(
@@ -100,11 +91,9 @@ def _adjoint(
     adapter = rest[1 if "epsilon" in parameters else 0 : len(rest) - len(adjoints)]
     activation = str(parameters["activation"]) if "activation" in parameters else None
     gate = x if activation is None else gated_activation(bb, x, activation)
-    h, norm = gate, None
-    if "epsilon" in parameters:
-        norm = Norm(rest[0], float(parameters["epsilon"]))
-        h = rms_norm(bb, gate, norm.weight, norm.epsilon)
-    dx, *factors = input_adjoint(bb, dy, h, packed, scale, parameters, adapter)
+    norm = Norm(rest[0], float(parameters["epsilon"])) if "epsilon" in parameters else None
+    inside = norm if adapter else None
+    dx, *factors = input_adjoint(bb, dy, gate, packed, scale, parameters, adapter, inside)
     if norm is not None:
         dx = rms_norm_vjp(bb, dx, gate, norm.weight, norm.epsilon)
     if activation is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tvm import relax, te, tirx
 
 from .emit import Parameters, emit, emit_differentiable, register_adjoint
+from .norm import Norm, norm_adjoint
 
 
 def _sigmoid(x: tirx.PrimExpr) -> tirx.PrimExpr:
@@ -67,18 +68,36 @@ def gated_activation_vjp(
     """Emit the ``(T, 2 I)`` adjoint of `gate_up` for the ``(T, I)`` adjoint `dy`."""
 
     def compute(dy: te.Tensor, gate_up: te.Tensor) -> te.Tensor:
-        half = dy.shape[1]
-
-        def adjoint(t: tirx.Var, j: tirx.Var) -> tirx.PrimExpr:
-            i = tirx.if_then_else(j < half, j, j - half)
-            gate, up = gate_up[t, i], gate_up[t, half + i]
-            return dy[t, i] * tirx.if_then_else(
-                j < half, _derivative(kind, gate) * up, _activation(kind, gate)
-            )
-
-        return te.compute(gate_up.shape, adjoint, "gated_activation_vjp")
+        return _adjoints(dy, gate_up, kind)
 
     return emit(bb, "gated_activation_vjp", compute, [dy, gate_up], {"kind": kind})
+
+
+def gated_norm_vjp(
+    bb: relax.BlockBuilder, dy: relax.Expr, gate_up: relax.Expr, norm: Norm, kind: str
+) -> relax.Var:
+    """Emit the same for the ``(T, I)`` adjoint of what comes after a norm of the gate's result."""
+
+    def compute(dy: te.Tensor, gate_up: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        inner = norm_adjoint(dy, gated(gate_up, kind), weight, norm.epsilon)
+        return _adjoints(inner, gate_up, kind)
+
+    parameters = {"kind": kind, "epsilon": norm.epsilon}
+    return emit(bb, "gated_norm_vjp", compute, [dy, gate_up, norm.weight], parameters)
+
+
+def _adjoints(dy: te.Tensor, gate_up: te.Tensor, kind: str) -> te.Tensor:
+    """Return the adjoints of both halves."""
+    half = dy.shape[1]
+
+    def adjoint(t: tirx.Var, j: tirx.Var) -> tirx.PrimExpr:
+        i = tirx.if_then_else(j < half, j, j - half)
+        gate, up = gate_up[t, i], gate_up[t, half + i]
+        return dy[t, i] * tirx.if_then_else(
+            j < half, _derivative(kind, gate) * up, _activation(kind, gate)
+        )
+
+    return te.compute(gate_up.shape, adjoint, "gated_activation_vjp")
 
 
 @register_adjoint("gated_activation")

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tvm import relax, te, tirx
 
 from .emit import Parameters, emit, emit_differentiable, register_adjoint
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A root-mean-square normalisation: its ``(K,)`` float32 weight and its epsilon."""
+
+    weight: relax.Expr
+    epsilon: float
 
 
 def _inverse_rms(x: te.Tensor, epsilon: float) -> te.Tensor:
@@ -54,6 +63,24 @@ def rms_norm(
     return emit_differentiable(bb, "rms_norm", compute, [x, weight], {"epsilon": epsilon})
 
 
+def norm_adjoint(dy: te.Tensor, x: te.Tensor, weight: te.Tensor, epsilon: float) -> te.Tensor:
+    """Return ``(T, H)``, the adjoint of x for the one of :func:`normalised`."""
+    rows, columns = x.shape
+    inverse = _inverse_rms(x, epsilon)
+    k = te.reduce_axis((0, columns), "k")
+    dot = te.compute(
+        (rows,), lambda t: te.sum(dy[t, k] * weight[k] * x[t, k], axis=k), "projection"
+    )
+    width = tirx.Cast("float32", columns)
+    return te.compute(
+        x.shape,
+        lambda t, k: (
+            inverse[t] * (dy[t, k] * weight[k] - x[t, k] * inverse[t] * inverse[t] * dot[t] / width)
+        ),
+        "rms_norm_vjp",
+    )
+
+
 def rms_norm_vjp(
     bb: relax.BlockBuilder,
     dy: relax.Expr,
@@ -68,20 +95,10 @@ def rms_norm_vjp(
     """
 
     def compute(dy: te.Tensor, x: te.Tensor, weight: te.Tensor, *rest: te.Tensor) -> te.Tensor:
-        rows, columns = x.shape
-        inverse = _inverse_rms(x, epsilon)
-        k = te.reduce_axis((0, columns), "k")
-        dot = te.compute(
-            (rows,), lambda t: te.sum(dy[t, k] * weight[k] * x[t, k], axis=k), "projection"
-        )
-        width = tirx.Cast("float32", columns)
-
-        def adjoint(t: tirx.Var, k: tirx.Var) -> tirx.PrimExpr:
-            along = x[t, k] * inverse[t] * inverse[t] * dot[t] / width
-            dx = inverse[t] * (dy[t, k] * weight[k] - along)
-            return dx + rest[0][t, k] if rest else dx
-
-        return te.compute(x.shape, adjoint, "rms_norm_vjp")
+        dx = norm_adjoint(dy, x, weight, epsilon)
+        if not rest:
+            return dx
+        return te.compute(x.shape, lambda t, k: dx[t, k] + rest[0][t, k], "added")
 
     arguments = [dy, x, weight, *([] if added is None else [added])]
     return emit(bb, "rms_norm_vjp", compute, arguments, {"epsilon": epsilon})

@@ -47,6 +47,7 @@ RULES: list[Rule] = [
     Rule("decode_attention", decode_attention.decode_attention),
     Rule("rms_norm", norm.rms_norm),
     Rule("rms_norm_vjp", norm.rms_norm_vjp),
+    Rule("gated_norm_vjp", norm.gated_norm_vjp),
     Rule("gated_activation", gated.gated_activation),
     Rule("gated_activation_vjp", gated.gated_activation_vjp),
     Rule("embed", embedding.embed),

@@ -26,6 +26,7 @@ from .gemm_tile import Tile, split_count
 from .halves import Halves
 from .kernel import Gpu, build, ceil_div, scratch
 from .lora_gradients import FEW, Skinny, emit_gradients
+from .norm import emit_norm
 from .operand import HALF, HALVES, VECTOR, Operand, depth_major, row_major, shifted
 from .vectors import LANES, fours
 from .work import Work, launch_works
@@ -54,6 +55,10 @@ def tiles(
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
         outer = _Outer(gpu, parts, dy, scales)
+        if "epsilon" in parameters:
+            normed = scratch(shape(x))
+            emit_norm(gpu, x, rest[0], normed, float(parameters["epsilon"]))
+            x, rest = normed, rest[1:]
         if len(rest) == 1:
             if outer.works:
                 launch_works(outer.works)
@@ -176,7 +181,8 @@ class Lora:
     """The adapters' products; their factor u is ``lora_scale x A^T``, du ``lora_scale dy B^T``.
 
     Both are kept in a few parts of their depth, ``(parts, T, S r)``, which their readers add; in
-    one part where they are asked for `whole`.
+    one part where they are asked for `whole`. With a `norm` x is what comes before it, and
+    :meth:`skinny` takes each token's factor of the norm from `inverse`.
     """
 
     def __init__(
@@ -189,8 +195,11 @@ class Lora:
         a: Buffer,
         b: Buffer,
         whole: bool = False,
+        norm: Buffer | None = None,
+        epsilon: float = 0.0,
     ) -> None:
         self.gpu, self.scale, self.dy, self.x, self.a, self.b = gpu, scale, dy, x, a, b
+        self.norm, self.epsilon = norm, epsilon
         self.adapted = [part for part in parts if part.adapter is not None]
         self.tokens, self.columns = shape(x)
         self.adapters, self.rank, _ = shape(a)
@@ -200,6 +209,7 @@ class Lora:
             scratch([1 if whole else self._parts(d), self.tokens, self.thin])
             for d in ([self.columns], depths)
         )
+        self.inverse = scratch([self.tokens]) if norm is not None else None
 
     def _tile(self, tile: Tile) -> Tile | None:
         """Return a tile for products through shared memory."""
@@ -292,9 +302,12 @@ class Lora:
         x, dy = (lambda t, v: fours(self.x)[t, v]), (lambda t, v: fours(self.dy)[t, v])
 
         def to_a(j: Expr, v: Expr, value: Expr) -> None:
+            if self.norm is not None:
+                value = value * fours(self.norm)[v]
             T.buffer_store(fours(da), value, [j // self.rank, j % self.rank, v])
 
-        products = [Skinny(self.du, 0, self.thin, x, self.columns // LANES, to_a)]
+        size = self.thin, x, self.columns // LANES
+        products = [Skinny(self.du, 0, *size, to_a, self.inverse)]
         for part in self.adapted:
 
             def of(t: Expr, v: Expr, first: int = part.begin // LANES) -> Expr:

@@ -55,6 +55,8 @@ class Skinny:
         Of a row of `wide`.
     store : callable
         Takes the result.
+    weights : Buffer, optional
+        ``(T,)`` float32, a factor of each token.
     """
 
     thin: Buffer
@@ -63,6 +65,7 @@ class Skinny:
     wide: Callable[[Expr, Expr], Expr]
     vectors: int
     store: Store
+    weights: Buffer = None
 
     @property
     def high(self) -> int:
@@ -77,6 +80,13 @@ class Skinny:
 
     def factors(self, token: Expr, first: Expr) -> list[Expr]:
         """Return a token's elements of a share of the rows; what is past the end is of no use."""
+        found = self._factors(token, first)
+        if self.weights is None:
+            return found
+        weight = bind(self.weights[token])
+        return [bind(factor * weight) for factor in found]
+
+    def _factors(self, token: Expr, first: Expr) -> list[Expr]:
         parts, _, width = shape(self.thin)
         if any(n % LANES for n in (width, self.first, self.high)):
             places = [tirx.min(self.first + first + j, width - 1) for j in range(self.high)]

@@ -11,6 +11,7 @@ from tvm.tirx.script.builder import ir as T
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, shape
 from .elements import constant, has_static_columns, load, splat, store
+from .gated import activation
 from .kernel import Gpu, build, launch, registers, strided
 from .reduction import reduction
 from .vectors import LANES, lane
@@ -71,23 +72,28 @@ def rms_norm(
     gpu, epsilon = Gpu(target), float(parameters["epsilon"])
 
     def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
-        rows, columns = shape(x)
-        with launch([rows], [gpu.threads]) as (t, thread):
-            row = _Row(gpu, thread, columns, 1)
-
-            def square(i: Expr) -> list[Expr]:
-                value = bind(load(x, t, i, lanes=row.lanes))
-                return [value * value]
-
-            inverse = row.inverse(row.total(square)[0], epsilon)
-
-            def scale(i: Expr) -> None:
-                scaled = load(x, t, i, lanes=row.lanes) * splat(inverse, row.lanes)
-                store(y, scaled * load(weight, i, lanes=row.lanes), t, i)
-
-            row.each(scale)
+        emit_norm(gpu, x, weight, y, epsilon)
 
     return build(function, body) if has_static_columns(function, 0) else None
+
+
+def emit_norm(gpu: Gpu, x: Buffer, weight: Buffer, y: Buffer, epsilon: float) -> None:
+    """Emit the launch of ``y = x / rms(x) * weight``."""
+    rows, columns = shape(x)
+    with launch([rows], [gpu.threads]) as (t, thread):
+        row = _Row(gpu, thread, columns, 1)
+
+        def square(i: Expr) -> list[Expr]:
+            value = bind(load(x, t, i, lanes=row.lanes))
+            return [value * value]
+
+        inverse = row.inverse(row.total(square)[0], epsilon)
+
+        def scale(i: Expr) -> None:
+            scaled = load(x, t, i, lanes=row.lanes) * splat(inverse, row.lanes)
+            store(y, scaled * load(weight, i, lanes=row.lanes), t, i)
+
+        row.each(scale)
 
 
 def rms_norm_vjp(
@@ -126,3 +132,41 @@ def rms_norm_vjp(
             row.each(project)
 
     return build(function, body) if has_static_columns(function, 1) else None
+
+
+def gated_norm_vjp(
+    function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
+) -> tirx.PrimFunc | None:
+    """Lay out the adjoints of the gate's halves for the one after the norm of its result."""
+    gpu, epsilon, kind = Gpu(target), float(parameters["epsilon"]), str(parameters["kind"])
+
+    def body(dy: Buffer, gate_up: Buffer, weight: Buffer, adjoint: Buffer) -> None:
+        rows, columns = shape(dy)
+        with launch([rows], [gpu.threads]) as (t, thread):
+            row = _Row(gpu, thread, columns, 2)
+
+            def at(i: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+                gate = bind(load(gate_up, t, i, lanes=row.lanes))
+                up = bind(load(gate_up, t, i + columns, lanes=row.lanes))
+                weighted = load(dy, t, i, lanes=row.lanes) * load(weight, i, lanes=row.lanes)
+                return *activation(kind, gate, row.lanes), up, bind(weighted)
+
+            def terms(i: Expr) -> list[Expr]:
+                value, _, up, weighted = at(i)
+                x = bind(value * up)
+                return [x * x, weighted * x]
+
+            squares, dot = row.total(terms)
+            inverse = row.inverse(squares, epsilon)
+            along = bind(dot * inverse * inverse / T.float32(columns))
+
+            def project(i: Expr) -> None:
+                value, slope, up, weighted = at(i)
+                across = weighted - value * up * splat(along, row.lanes)
+                outer = bind(across * splat(inverse, row.lanes))
+                store(adjoint, outer * slope * up, t, i)
+                store(adjoint, outer * value, t, i + columns)
+
+            row.each(project)
+
+    return build(function, body) if has_static_columns(function, 0) else None

@@ -33,7 +33,7 @@ HELD = 16
 """Vectors that a thread keeps of its tokens, at most; of longer ones it reads each again."""
 WORD = 4
 """Bytes of a float32."""
-SPARE = 8 << 10
+SPARE = 16 << 10
 """Bytes of shared memory for all but the sums of products."""
 MANY = 1024
 """From this many tokens on, a row of A is worth holding for more of them."""
@@ -165,9 +165,7 @@ class Tokens:
             self.down = scratch([self.padded, self.adapters, self.rank])
 
     @classmethod
-    def of(
-        cls, gpu: Gpu, linear: Linear, multiple: int, order: Order | None = None
-    ) -> Tokens:
+    def of(cls, gpu: Gpu, linear: Linear, multiple: int, order: Order | None = None) -> Tokens:
         """Return the tokens of a group of projections, after its gate and norm."""
         lora_input = linear.x if linear.lora_input is None else linear.lora_input
         fused = None if linear.is_plain else linear

@@ -79,13 +79,15 @@ class Reduction:
 
     def _allocate(self, dtype: str) -> None:
         self.parts = min(PARTS, self.threads // self.count)
-        self.values = shared([self.count * self.threads], dtype)
+        # Rows are longer than what they hold, so that neighbours read from different banks.
+        self.pitch = self.threads + self.parts
+        self.values = shared([self.count * self.pitch], dtype)
         self.partial = shared([self.count * self.parts], dtype)
 
     def put(self, values: list[Expr]) -> None:
         """Emit the combination of `count` values of each thread."""
         for i, value in enumerate(values):
-            T.buffer_store(self.values, value, [i * self.threads + self.thread])
+            T.buffer_store(self.values, value, [i * self.pitch + self.thread])
         barrier()
         active = self.count * self.parts
         if active < self.threads:
@@ -95,7 +97,7 @@ class Reduction:
         barrier()
 
     def _combine(self) -> None:
-        place = bind(self.thread // self.parts * self.threads + self.thread % self.parts)
+        place = bind(self.thread // self.parts * self.pitch + self.thread % self.parts)
         total = self.values[place]
         for i in range(1, self.threads // self.parts):
             total = self.combine(total, self.values[place + i * self.parts])

@@ -22,7 +22,7 @@ from .reduction import reduction
 from .ternary_rows import Layout
 from .vectors import LANES, fours, only
 
-MEMORY = 22 << 10
+MEMORY = 23 << 10
 """Bytes of shared memory that all but the token takes."""
 HELD = 8
 """Vectors of the norm's weight that a thread holds; more it reads again."""

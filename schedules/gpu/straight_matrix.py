@@ -24,7 +24,7 @@ from .matrix_plan import Corner, Plan, UnitPlan, WarpgroupPlan
 from .matrix_tile import SPLITS, MatrixTile, choose
 from .share import Share
 from .ternary_matrix import FEWEST
-from .thin_factors import Thin, ThinFactors
+from .thin_factors import Normed, Thin, ThinFactors
 from .vectors import LANES, four, fours, held, lane
 from .warpgroup import line_place
 from .warpgroup_weights import TernaryHalves
@@ -54,6 +54,9 @@ def units(
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
         halves = _halves(parts, plan, dy, scales)
         product = _Product(plan, packed, halves)
+        weight, epsilon = None, float(parameters.get("epsilon", 0.0))
+        if "epsilon" in parameters:
+            weight, rest = rest[0], rest[1:]
         if len(rest) == 1:
             launch_works([halves])
             product.emit(rest[0], None)
@@ -63,7 +66,7 @@ def units(
         separate = len(rest) == 7
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
         dx, da, db, *through = rest[3:] if separate else rest[2:]
-        lora = Lora(gpu, parts, scale, dy, lora_input, a, b, whole=True)
+        lora = Lora(gpu, parts, scale, dy, lora_input, a, b, True, weight, epsilon)
         thin_factors(lora, parts, scales, halves)
         product.emit(dx, None if separate else lora)
         apart = [lora.through(through[0])] if separate else []
@@ -129,7 +132,10 @@ def thin_factors(lora: Lora, parts: list[Segment], scales: Buffer, halves: Halve
 
     products = [*map(up, lora.adapted), *map(down, range(lora.adapters))]
     size = lora.gpu, lora.tokens, lora.rank, lora.scale
-    ThinFactors(*size, products, parts, lora.dy, scales, halves).emit()
+    norm = None
+    if lora.norm is not None:
+        norm = Normed(fours(lora.norm), lora.columns, lora.epsilon, lora.inverse)
+    ThinFactors(*size, products, parts, lora.dy, scales, halves, norm).emit()
 
 
 class _Weights:

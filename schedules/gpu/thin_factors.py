@@ -19,6 +19,7 @@ from ..tir import Buffer, Expr, bind, splat, when
 from .halves import Halves, scales
 from .kernel import Gpu, ceil_div, launch, loop, registers
 from .operand import HALVES
+from .prologue import squares
 from .quantise import dot, largest
 from .reduction import Reduction
 from .vectors import LANES, fours, held, only
@@ -57,6 +58,28 @@ class Thin:
     part: Segment | None = None
 
 
+@dataclass(frozen=True)
+class Normed:
+    """The norm that x passes first.
+
+    Attributes
+    ----------
+    weight : Buffer
+        ``(K / 4,)`` float32x4.
+    columns : int
+        K.
+    epsilon : float
+        Of the norm.
+    inverse : Buffer
+        ``(T,)`` float32, where each token's factor goes.
+    """
+
+    weight: Buffer
+    columns: int
+    epsilon: float
+    inverse: Buffer
+
+
 class ThinFactors:
     """The launch of some products of as many columns each, and of the halves of dy.
 
@@ -78,6 +101,8 @@ class ThinFactors:
         ``(T, N)`` and ``(S,)`` float32; the halves are of dy times the weight of each projection.
     halves : Halves
         Where they go.
+    norm : Normed, optional
+        Of x.
     """
 
     def __init__(
@@ -91,7 +116,9 @@ class ThinFactors:
         dy: Buffer,
         weights: Buffer,
         halves: Halves,
+        norm: Normed | None = None,
     ) -> None:
+        self.norm = norm
         self.gpu, self.tokens, self.rank, self.scale = gpu, tokens, rank, scale
         self.products, self.dy, self.weights, self.halves = products, dy, weights, halves
         few = tokens <= FEW
@@ -122,6 +149,11 @@ class ThinFactors:
             self.sums = Reduction(threads, thread, count)
             self.total, self.top = registers([count]), registers([height])
             tops = Reduction(threads, thread, height, combine=tirx.max)
+            if self.norm is not None:
+                self.squares, self.square_sums = (
+                    registers([height]),
+                    Reduction(threads, thread, height),
+                )
             for i in range(height):
                 T.buffer_store(self.top, T.float32(0.0), [i])
             for i, parts in enumerate(self.looked):
@@ -172,12 +204,17 @@ class ThinFactors:
     def _task(self, task: Expr) -> None:
         """Emit some ranks of a product."""
         product, chunk = bind(task // self.chunks), bind(task % self.chunks)
-        for i in range(self.height * RANKS):
+        count = self.height * RANKS
+        for i in range(count):
             T.buffer_store(self.total, T.float32(0.0), [i])
+        if self.norm is not None:
+            for i in range(self.height):
+                T.buffer_store(self.squares, T.float32(0.0), [i])
         for i, thin in enumerate(self.products):
             when(product == i, partial(self._multiply, thin, chunk))
-        count = self.height * RANKS
         self.sums.put([self.total[i] for i in range(count)])
+        if self.norm is not None:
+            self.square_sums.put([self.squares[i] for i in range(self.height)])
         token, j = (
             bind(self.first + self.thread // RANKS),
             bind(chunk * RANKS + self.thread % RANKS),
@@ -187,9 +224,28 @@ class ThinFactors:
         for i, thin in enumerate(self.products):
 
             def put(thin: Thin = thin) -> None:
-                T.buffer_store(thin.out, value, [0, token, thin.first + j])
+                kept = value
+                if self.norm is not None and thin.part is None:
+                    inverse = self._inverse(self.norm, self.thread // RANKS)
+                    kept = value * inverse
+                    if thin.first == 0:
+                        keep = partial(T.buffer_store, self.norm.inverse, inverse, [token])
+                        when(j == 0, keep)
+                T.buffer_store(thin.out, kept, [0, token, thin.first + j])
 
             when(tirx.all(inside, product == i), put)
+
+    def _inverse(self, norm: Normed, token: Expr) -> Expr:
+        """Return the norm's factor of a token of the work-group."""
+        mean = self.square_sums.get(token) / T.float32(norm.columns)
+        return held(T.float32(1.0) / T.sqrt(mean + T.float32(norm.epsilon)))
+
+    def _before(self, norm: Normed, values: list[Expr], v: Expr) -> list[Expr]:
+        """Emit the addition of the tokens' squares; returns the values times the weight."""
+        for i, value in enumerate(values):
+            T.buffer_store(self.squares, self.squares[i] + squares(value), [i])
+        weight = bind(norm.weight[v])
+        return [bind(value * weight) for value in values]
 
     def _multiply(self, thin: Thin, chunk: Expr) -> None:
         """Emit a thread's part of the products of the tokens with some ranks."""
@@ -200,6 +256,8 @@ class ThinFactors:
 
         def add(v: Expr, inside: Expr | None) -> None:
             values = [only(inside, bind(thin.left(row, v))) for row in self.rows]
+            if self.norm is not None and thin.part is None:
+                values = self._before(self.norm, values, v)
             if weight is not None:
                 for i, value in enumerate(values):
                     self._see(i, value, weight)

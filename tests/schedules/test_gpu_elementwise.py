@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from bitfabric.models.kernels import (
     accumulate,
@@ -17,8 +18,8 @@ from bitfabric.models.kernels import (
     rms_norm,
     sum_squares,
 )
-from bitfabric.models.kernels.gated import gated_activation_vjp
-from bitfabric.models.kernels.norm import rms_norm_vjp
+from bitfabric.models.kernels.gated import gated_activation_vjp, gated_norm_vjp
+from bitfabric.models.kernels.norm import Norm, rms_norm_vjp
 from bitfabric.schedules import schedule
 from bitfabric.targets import FabricError, Target
 from bitfabric.targets.opencl import OPENCL
@@ -62,7 +63,36 @@ def test_rms_norm_vjp(target: Target, size: tuple[int, int]) -> None:
     (dx,) = run(function, target, inputs, [size])
     dy, x, weight = (a.astype("float64") for a in inputs)
     r = 1.0 / np.sqrt((x * x).mean(1, keepdims=True) + 1e-5)
-    _close(dx, r * (weight * dy - x * r * r * (weight * dy * x).mean(1, keepdims=True)))
+    expected = r * (weight * dy - x * r * r * (weight * dy * x).mean(1, keepdims=True))
+    _close(dx, expected)
+
+    def emit_with_more(bb: relax.BlockBuilder, *v: relax.Var) -> relax.Var:
+        return rms_norm_vjp(bb, *v[:3], 1e-5, v[3])
+
+    with_more = prim_func("rms_norm_vjp", emit_with_more, [*types, (size, F32)])
+    more = _normal(3, *size)
+    (dx,) = run(with_more, target, [*inputs, more], [size])
+    _close(dx, expected + more)
+
+
+@every_gpu
+@pytest.mark.parametrize("kind", ["silu", "relu2"])
+@pytest.mark.parametrize("size", ROWS)
+def test_gate_and_norm_have_one_adjoint(target: Target, kind: str, size: tuple[int, int]) -> None:
+    rows, half = size
+    inputs = [_normal(1, *size), 2 * _normal(0, rows, 2 * half), _normal(2, half)]
+    function = prim_func(
+        "gated_norm_vjp",
+        lambda bb, d, g, w: gated_norm_vjp(bb, d, g, Norm(w, 1e-5), kind),
+        [(array.shape, F32) for array in inputs],
+    )
+    (adjoint,) = run(function, target, inputs, [(rows, 2 * half)])
+    dy, gate_up, weight = (torch.tensor(array, dtype=torch.float64) for array in inputs)
+    gate_up.requires_grad_(True)
+    gate, up = gate_up.chunk(2, dim=1)
+    h = (torch.nn.functional.silu(gate) if kind == "silu" else torch.relu(gate) ** 2) * up
+    torch.nn.functional.rms_norm(h, (half,), weight, 1e-5).backward(dy)
+    _close(adjoint, gate_up.grad.numpy())
 
 
 @every_gpu
