@@ -137,7 +137,8 @@ def bench_command(
             if not _is_given("micro_batch"):
                 # All rows of a step at once.
                 values["micro_batch"] = batch if train else 1
-            path = _compiled(output, seeded(model, seed), Path(scratch) / "model.fabric", values)
+            path = Path(scratch) / "model.fabric"
+            _compile(output, seeded(model, seed), path, values, wish)
         from ..runtime.bundle import read_manifest
         from ..runtime.measure import Work
 
@@ -159,8 +160,8 @@ def _kind(train: bool, prefill: int | None, decode: int | None, against: str | N
     click.UsageError
         For none, or several.
     """
-    asked = {"train": train, "prefill": prefill, "decode": decode}
-    kinds = [kind for kind, value in asked.items() if value]
+    wanted = {"train": train, "prefill": prefill, "decode": decode}
+    kinds = [kind for kind, value in wanted.items() if value]
     if len(kinds) != 1:
         raise click.UsageError("Say what to measure, with one of --train, --prefill, --decode.")
     if kinds == ["train"] and against is not None and against.split()[:1] == ["onnxruntime"]:
@@ -182,23 +183,27 @@ def _is_given(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _compiled(output: Output, model: str, path: Path, values: dict[str, Any]) -> Path:
-    """Compile the model, by the tuning records that hold for the target."""
+def _compile(output: Output, model: str, path: Path, values: dict[str, Any], wish: Wish) -> None:
+    """Compile the model, by the tuning records that hold where it will run."""
     from ..models import open_model
 
-    target = chosen_target(values.pop("target"))
+    name, context = values.pop("target"), values["context"]
+    target = None if wish.is_remote else chosen_target(name)
     checkpoint = open_model(model, values.pop("i2s_layout"))
-    context = values["context"]
     options = read_options(values)
     values["context"] = context
     from ..compiler import compile_model
+    from ..compiler.tuning.applied import Tuning
     from .tuned import report_tuning, tuning_of
+    from .tuning_device import device_there
 
-    tuning = tuning_of(target, output)
+    if target is None:
+        tuning = Tuning.of(*device_there(output, str(wish.device), name))
+    else:
+        tuning = tuning_of(target, output)
     with PhaseBar(output) as bar:
-        compile_model(checkpoint, target, options, path, bar, tuning=tuning)
+        compile_model(checkpoint, tuning.target, options, path, bar, tuning=tuning)
     report_tuning(path, tuning, output)
-    return path
 
 
 def _check(manifest: dict[str, Any], work: Work, path: Path) -> None:
@@ -269,6 +274,7 @@ def _sides(path: Path, manifest: dict[str, Any], work: Work, wish: Wish) -> list
     command += ["--config", json.dumps(manifest["model"]["config"])]
     command += ["--threads", str(wish.threads or processors())]
     command += ["--lora-rank", str(manifest["lora"]["rank"])]
-    if name.split()[0] in NAMED:
-        command += ["--device", "cpu" if manifest["target"]["device"] == "cpu" else "cuda"]
+    if name.split()[0] in NAMED and manifest["target"]["device"] == "cpu":
+        # Like with like, also where there is a GPU.
+        command += ["--device", "cpu"]
     return [*found, Side(name, command, _threads(wish))]

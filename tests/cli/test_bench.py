@@ -71,7 +71,7 @@ def test_a_program_takes_turns_and_hears_of_the_work(bundle: Path, tmp_path: Pat
     assert found["against"]["tokens_per_s"] == 10
     assert found["against"]["peak_memory_mib"] == 5
     assert found["ratio_spread"][0] <= found["ratio"] <= found["ratio_spread"][1]
-    assert found["ratio"] == pytest.approx(found["tokens_per_s"] / 10, rel=0.5)
+    assert found["ratio"] == pytest.approx(found["tokens_per_s"] / 10)
     # One start for each round and one before, because it does not stay.
     started = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert len(started) == 3
@@ -135,16 +135,14 @@ def test_refusals(bundle: Path, arguments: tuple[str, ...], said: str) -> None:
 
 
 def test_a_step_of_several_micro_batches_counts_all_its_tokens(bundle: Path) -> None:
-    said = []
-    for batch in ("1", "3"):
-        command = [sys.executable, "-m", "bitfabric.runtime.measure", str(bundle)]
-        run = subprocess.run(
-            [*command, "--work", "train", "--batch", batch],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        said.append(json.loads(run.stdout))
-    assert said[1]["tokens"] % (3 * 64) == 0
-    assert said[1]["tokens_per_s"] == pytest.approx(said[0]["tokens_per_s"], rel=0.9)
+    command = [sys.executable, "-m", "bitfabric.runtime.measure", str(bundle), "--work", "train"]
+    run = subprocess.run(
+        [*command, "--batch", "3"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    said = json.loads(run.stdout)
+    assert said["tokens"] % (3 * 64) == 0
+    assert said["tokens_per_s"] > 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
@@ -220,7 +218,9 @@ def test_a_device_elsewhere_measures_both_sides_in_turns(bundle: Path, tmp_path:
             "bench", bundle, "--prefill", 8, "--rounds", 1, "--against", bundle,
             "--device", f"rpc://127.0.0.1:{device.port}/{device.key}",
         )  # fmt: skip
-    assert 0.1 < found["ratio"] < 10
+    assert found["ratio"] == pytest.approx(
+        found["tokens_per_s"] / found["against"]["tokens_per_s"]
+    )
     assert 30 < found["peak_memory_mib"] < 200
     assert found["calibration"] is None
     assert "elsewhere" in found["floor"]["reason"]
