@@ -8,6 +8,8 @@ before.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -21,10 +23,10 @@ BARRIER = "fabric_barrier"
 def lower_barriers(module: tvm.IRModule) -> tvm.IRModule:
     """Return kernels whose barriers are calls of `BARRIER`."""
 
-    def call(node: Node, mutator: object) -> Node:
+    def call(node: Node, mutator: Any) -> Node:
         if operator(node) == "tirx.tvm_storage_sync":
             return T.call_extern("void", BARRIER)
-        return mutator.default_mutate(node)  # type: ignore[attr-defined]
+        return mutator.default_mutate(node)
 
     def handlers(_function: tirx.PrimFunc) -> Handlers:
         return [(tvm.ir.Call, call)]

@@ -8,6 +8,7 @@ in a word are a vector of four there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tvm
 from tvm import tirx
@@ -33,8 +34,8 @@ def lower_externs(module: tvm.IRModule, wave: int) -> tvm.IRModule:
     def handlers(function: tirx.PrimFunc) -> Handlers:
         places = _places(function, wave)
 
-        def call(node: Node, mutator: object) -> Node:
-            new = mutator.default_mutate(node)  # type: ignore[attr-defined]
+        def call(node: Node, mutator: Any) -> Node:
+            new = mutator.default_mutate(node)
             if operator(new) != CALL:
                 return new
             name, arguments, dtype = new.args[0].value, list(new.args)[1:], str(new.ty.dtype)

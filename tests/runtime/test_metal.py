@@ -91,11 +91,15 @@ def numbers(
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """As close as any device's numbers, whose adjoints take 16-bit floats."""
+    """As close as any device's numbers, whose adjoints take 16-bit floats.
+
+    What follows a step, which goes by the gradients' signs, is less so.
+    """
     assert found.keys() == expected.keys()
     for name, right in expected.items():
         if name.startswith(("gradient", "norm", "adapter")):
-            assert np.linalg.norm(found[name] - right) <= 2e-3 * np.linalg.norm(right), name
+            allowed = 1e-2 if " 2" in name else 2e-3
+            assert np.linalg.norm(found[name] - right) <= allowed * np.linalg.norm(right), name
         else:
             np.testing.assert_allclose(found[name], right, rtol=2e-5, atol=1e-4, err_msg=name)
 

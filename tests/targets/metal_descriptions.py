@@ -1,7 +1,7 @@
 """Devices as Metal describes them.
 
 Families, threads and memory of a threadgroup are those of Apple's Metal Feature Set Tables; sizes
-of memory are those of machines that are sold with the chip.
+of memory are made up, but of the size that such machines have.
 """
 
 from __future__ import annotations
