@@ -42,7 +42,9 @@ _SIMPLE = {
 }}
 """,
     "close_copies": f"""\
-{INLINE} void {PREFIX}close_copies() {{ asm volatile("cp.async.commit_group;" ::: "memory"); }}
+{INLINE} void {PREFIX}close_copies() {{
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}}
 """,
     "await": f"""\
 {INLINE} void {PREFIX}await(void* p, int parity) {{
@@ -55,10 +57,14 @@ _SIMPLE = {
 }}
 """,
     "begin": f"""\
-{INLINE} void {PREFIX}begin() {{ asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }}
+{INLINE} void {PREFIX}begin() {{
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}}
 """,
     "close": f"""\
-{INLINE} void {PREFIX}close() {{ asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }}
+{INLINE} void {PREFIX}close() {{
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}}
 """,
     "aligned": f"""\
 {INLINE} int {PREFIX}aligned(const void* p) {{
@@ -77,7 +83,7 @@ def warpgroup_function(name: str) -> str | None:
         return _multiply(product[1], int(product[2]))
     if waiting := _WAIT.fullmatch(name):
         instruction = f"{_WAITS[waiting[1]]} {waiting[2]};"
-        return f'{INLINE} void {name}() {{ asm volatile("{instruction}" ::: "memory"); }}\n'
+        return f'{INLINE} void {name}() {{\n  asm volatile("{instruction}" ::: "memory");\n}}\n'
     return _SIMPLE.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
 
 

@@ -58,6 +58,13 @@ using std::min;
 static float max(float a, float b) { return fmaxf(a, b); }
 static float min(float a, float b) { return fminf(a, b); }
 
+static int __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  uint64_t both = uint64_t(high) << 32 | low;
+  unsigned found = 0;
+  for (int i = 0; i < 4; ++i) found |= unsigned(both >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return int(found);
+}
+
 static Index threadIdx, blockIdx, blockDim;
 static std::vector<ucontext_t> threads;
 static std::vector<char> finished;
@@ -161,6 +168,8 @@ static int fabric_half_pair_rest(float x, float y, int pair) {
   return fabric_half_pair(x - half_of(pair, 0), y - half_of(pair, 1));
 }
 static float fabric_exp2(float x) { return x < -126 ? 0 : exp2f(x); }
+
+#include "warpgroup.h"
 
 static void thread_main() {
   threadIdx.x = current;

@@ -41,9 +41,11 @@ OPTIONS = (
 )
 OWN = (
     "fabric_exp2|fabric_fragment_multiply|fabric_fragment_rows|fabric_fragment_columns|"
-    "fabric_half_pair|fabric_half_pair_rest|fabric_rest_pair"
+    "fabric_half_pair|fabric_half_pair_rest|fabric_rest_pair|fabric_warpgroup_\\w+"
 )
 """The functions of ours whose text is PTX, which `device.h` has in C++."""
+SHARED = 256 << 10
+"""Bytes of shared memory whose size a launch gives."""
 KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\(\d+\) (\w+)\(([^)]*)\) \{')
 
 
@@ -99,6 +101,8 @@ def _as_cpp(source: str) -> str:
     function = rf"(template <typename V>\n)?static [\w ]+ (?:{OWN})\([^)]*\) \{{.*?\n\}}\n"
     text = re.sub(function, "", text, flags=re.DOTALL)
     text = text.replace("__shared__ alignas(64)", "alignas(64) static")
+    given = r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];"
+    text = re.sub(given, rf"alignas(64) static \1 \2[{SHARED} / sizeof(\1)];", text)
     lines = ['#include "device.h"', text]
     for name, parameters in KERNEL.findall(text):
         types = [p.strip().rsplit(" ", 1)[0] for p in parameters.split(",")]

@@ -1,0 +1,60 @@
+"""Ternary products on Hopper's warpgroups agree with exact integers and float64, emulated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bitfabric.schedules import schedule
+from bitfabric.schedules.decisions import deciding
+from bitfabric.targets import get_target
+from tvm import tirx
+
+from ..compiler.cuda_emulation import Emulation, missing_compiler
+from .linear_reference import LinearCase
+from .test_cpu_bitlinear import _backward, _close, _forward, _group
+
+HOPPER = get_target("cuda-sm90")
+# Tokens of a work-group and parts of the depth; steps ahead; warpgroups.
+PLANS = [((64, 1), 2, 1), ((64, 1), 6, 2), ((128, 1), 4, 1), ((64, 2), 2, 1)]
+needs_emulation = pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler())
+
+
+def _run(
+    function: tirx.PrimFunc, plan: tuple, tile: str, inputs: list[np.ndarray], shapes: list[tuple]
+) -> list[np.ndarray]:
+    """Return what a kernel laid out by a plan writes, over NaN."""
+    tokens, ahead, teams = plan
+    answers = {tile: tokens, f"ahead, {tile}": ahead, f"teams, {tile}": teams}
+    with deciding(answers) as asked:
+        _, scheduled = schedule(function, HOPPER)
+    assert asked.values == answers
+    found = [np.full(shape, np.nan, "float32") for shape in shapes]
+    Emulation(scheduled, HOPPER)(*inputs, *found)
+    return found
+
+
+@needs_emulation
+@pytest.mark.parametrize("plan", PLANS[:3], ids=str)
+def test_forward_is_exact_in_its_integers(plan: tuple) -> None:
+    case = LinearCase(_group(384, (112, 48), (True, False)), 70, 3, 2.0, False)
+    shapes = [(case.tokens, case.group.rows)]
+    (y,) = _run(_forward(case), plan, f"tile of {case.tokens}", case.inputs, shapes)
+    _close(y, case.forward(), 1e-6)
+
+
+@needs_emulation
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_adjoint_has_the_bits_of_its_halves(plan: tuple) -> None:
+    case = LinearCase(_group(144, (80, 176), (True, True)), 66, 4, 0.5, False)
+    expected = case.backward()
+    inputs, shapes = [case.dy, *case.inputs], [e.shape for e in expected]
+    found = _run(_backward(case), plan, "tile", inputs, shapes)
+    for actual, reference, bound in zip(found, expected, (5e-4, 2e-6, 2e-6), strict=True):
+        _close(actual, reference, bound)
+
+
+def test_other_devices_keep_to_the_units_of_a_subgroup() -> None:
+    case = LinearCase(_group(128, (128,), (False,)), 64, None, 1.0, False)
+    with deciding({}) as asked:
+        schedule(_forward(case), get_target("cuda-sm80"))
+    assert "tile of 64" not in asked.values
