@@ -18,25 +18,20 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, shape, when
-from .attention_heads import LOG2_E, MASKED, Columns, Heads
-from .attention_rows import LARGEST, PackedRows, is_static, key_blocks
+from .attention_fragment_rows import Softmax, Split
+from .attention_heads import LOG2_E, MASKED, Heads
+from .attention_rows import PackedRows, is_static, key_blocks
 from .attention_vectors import view
 from .fragments import (
     DEPTH,
     EIGHT,
     ROWS,
-    HalfRows,
     Lane,
     RowSums,
-    clamped,
-    exp2,
-    half_vectors,
-    quad_max,
-    quad_sum,
 )
 from .kernel import Gpu, barrier, build, ceil_div, launch, loop, registers
 from .ternary_tile import WARP, cores
-from .vectors import LANES, held, lane
+from .vectors import held
 
 SHAPES = ((4, 2), (4, 1), (2, 1), (1, 1))
 """Subgroups of a work-group, and how many times 16 queries each has. The more queries, the fewer
@@ -117,99 +112,6 @@ def fragments(
 def _bytes(heads: Heads, keys: int) -> int:
     """Return the shared memory of a block of keys and values."""
     return 2 * keys * (heads.head_dim // EIGHT * 2 + 1) * 16
-
-
-class Split:
-    """A block of rows of a head in shared memory, each element as two 16-bit floats.
-
-    Parameters
-    ----------
-    heads : Heads
-        The shape.
-    place : Lane
-        The thread's place.
-    thread : PrimExpr
-        The thread's index.
-    threads, count : int
-        Threads of the work-group, and rows.
-    """
-
-    def __init__(self, heads: Heads, place: Lane, thread: Expr, threads: int, count: int) -> None:
-        self.heads, self.thread, self.threads, self.count = heads, thread, threads, count
-        self.vectors = heads.head_dim // EIGHT
-        self.rows = HalfRows(place, count, 2 * self.vectors)
-
-    def stage(self, source: Columns, first: Expr, last: Expr, factor: float = 1.0) -> None:
-        """Emit the copy of the rows from `first` on, of which those past `last` repeat it."""
-        half = self.vectors // 2
-        items = self.count * half
-        loaded = []
-        for step in range(ceil_div(items, self.threads)):
-            item = bind(self.thread + step * self.threads)
-            place = item if (step + 1) * self.threads <= items else bind(T.min(item, items - 1))
-            row, vector = bind(place // half), bind(place % half)
-            token = bind(T.min(first + row, last))
-            pairs = [source.pair(token, vector * 2 + i) for i in range(2)]
-            loaded.append((item, row, vector, pairs))
-        for step, (item, row, vector, pairs) in enumerate(loaded):
-            put = partial(self._put, row, vector, pairs, factor)
-            put() if (step + 1) * self.threads <= items else when(item < items, put)
-
-    def _put(self, row: Expr, vector: Expr, pairs: list[tuple[Expr, Expr]], factor: float) -> None:
-        for part in range(2):
-            values = [
-                held(clamped(lane(pair[part], c) * T.float32(factor), LARGEST))
-                for pair in pairs
-                for c in range(LANES)
-            ]
-            high, rest = half_vectors(values)
-            place = vector + part * (self.vectors // 2)
-            self.rows.put(row, place, high)
-            self.rows.put(row, place + self.vectors, rest)
-
-
-class Softmax:
-    """The running softmax of a subgroup's 16 rows, of which each thread has two."""
-
-    def __init__(self) -> None:
-        self.top, self.sum = registers([2]), registers([2])
-        for i in range(2):
-            T.buffer_store(self.top, T.float32(MASKED), [i])
-            T.buffer_store(self.sum, T.float32(0.0), [i])
-
-    def update(self, scores: RowSums) -> list[Expr]:
-        """Emit the exponentials of scores in units of log 2, in their place.
-
-        Returns
-        -------
-        list of PrimExpr
-            The factors on what was summed before.
-        """
-        tops = registers([2])
-        for i in range(2):
-            top = T.float32(MASKED)
-            for j in range(scores.count):
-                values = scores.get(j)
-                top = T.max(top, T.max(values[2 * i], values[2 * i + 1]))
-                top = held(top)
-            T.buffer_store(tops, T.max(self.top[i], quad_max(top)), [i])
-        factors = [held(exp2(self.top[i] - tops[i])) for i in range(2)]
-        sums = registers([2])
-        for i in range(2):
-            T.buffer_store(sums, T.float32(0.0), [i])
-        for j in range(scores.count):
-            values = [held(exp2(v - tops[c // 2])) for c, v in enumerate(scores.get(j))]
-            scores.put(j, values)
-            for i in range(2):
-                T.buffer_store(sums, sums[i] + (values[2 * i] + values[2 * i + 1]), [i])
-        for i in range(2):
-            T.buffer_store(self.sum, self.sum[i] * factors[i] + sums[i], [i])
-            T.buffer_store(self.top, tops[i], [i])
-        return factors
-
-    def inverse(self) -> list[Expr]:
-        """Return the reciprocals of the rows' sums of exponentials."""
-        return [held(T.float32(1.0) / quad_sum(self.sum[i])) for i in range(2)]
 
 
 class _Block:

@@ -16,10 +16,12 @@ from tvm import tirx
 from ...targets import Target
 from ..tir import Buffer, bind, shape
 from .attention_adjoint import Adjoint
+from .attention_fragment_block import Stored, fits, subgroups_for
+from .attention_fragment_keys import KeyBlock
+from .attention_fragment_queries import QueryBlock
 from .attention_heads import Heads
 from .attention_rows import PackedRows, is_static
 from .attention_vjp import BUSY, add_parts
-from .attention_vjp_fragments import KeyBlock, QueryBlock, Stored, fits, subgroups_for
 from .fragments import DEPTH, ROWS
 from .halves import Halves
 from .kernel import Gpu, build, ceil_div, launch

@@ -34,10 +34,11 @@ from .halves import TOP, Halves
 from .head_chunks import LOGITS_BYTES, Chunks
 from .head_panels import InputPanel, TablePanel, WeightPanel, permuted, vectors_of_load
 from .head_statistics import LOWEST
+from .head_strip import STRIP, Left, Strip
 from .head_tokens import Order
 from .kernel import Gpu, build, ceil_div, elements, launch, registers, scratch, strided
 from .matrix_tile import TILES, MatrixTile
-from .operand import HALF, HALVES
+from .operand import HALF
 from .reduction import reduction
 from .table import elements as table_elements
 from .ternary_matrix import FEWEST
@@ -47,8 +48,6 @@ from .work import launch_works
 
 THREADS = 128
 """Threads that combine what the strips of a token have left."""
-STRIP = LANES * WARP
-"""Rows of the vocabulary of a strip: four for each thread of a subgroup."""
 GROUPS = 2
 """Work-groups that a core holds."""
 LEAST_STEPS = 8
@@ -126,12 +125,9 @@ class _HeadLoss:
         rows = self.down * tile.rows
         self.halves = Halves(self.order.extent, rows, self.columns, self._input)
         self.chunks = plan(self.vocabulary, rows, self.dh is not None)
-        strips = self.chunks.count * self.chunks.strips
-        self.top, self.total = (scratch([rows, strips]) for _ in range(2))
-        self.chosen = scratch([rows])
-        if self.dh is not None:
-            self.reach = scratch([strips])
-            self.weights = scratch([rows, self.chunks.size // 2], "int32")
+        gradient = self.dh is not None
+        self.left = Left.allocate(self.order, self.chunks, self.halves.undo, scale, gradient)
+        if gradient:
             self.factors = scratch([rows, self.chunks.strips], HALF)
             self.peak = scratch([self.chunks.count, rows])
             self.grow, self.shrink = (scratch([rows]) for _ in range(2))
@@ -176,7 +172,7 @@ class _HeadLoss:
                 InputPanel(tile, self.halves.words, row),
                 TablePanel(tile, self.table, self.chunks, begin, 0, along_depth=True),
             )
-            finish = partial(_Strip, self, row, begin, bind(index * strips + strip), strip)
+            finish = partial(Strip, self.left, row, begin, bind(index * strips + strip), strip)
             block.emit(thread, 0, self._turns(row, steps), lambda share: finish(share).emit())
 
     def _turns(self, row: Expr, steps: Expr) -> Expr:
@@ -195,16 +191,16 @@ class _HeadLoss:
                 T.buffer_store(mine, T.float32(lowest), [i])
 
             def look(s: Expr) -> None:
-                T.buffer_store(mine, T.max(mine[0], self.top[t, first + s]), [0])
-                T.buffer_store(mine, T.max(mine[1], self.reach[first + s]), [1])
+                T.buffer_store(mine, T.max(mine[0], self.left.top[t, first + s]), [0])
+                T.buffer_store(mine, T.max(mine[1], self.left.reach[first + s]), [1])
 
             strided(strips, THREADS, thread, look)
             maxima.put([mine[0], mine[1]])
             top, reach = (held(maxima.get(i)) for i in range(2))
 
             def weigh(s: Expr) -> None:
-                share = self.reach[first + s] / reach * T.float32(2.0**TOP)
-                value = T.exp(self.top[t, first + s] - top) * share
+                share = self.left.reach[first + s] / reach * T.float32(2.0**TOP)
+                value = T.exp(self.left.top[t, first + s] - top) * share
                 T.buffer_store(self.factors, T.Cast(HALF, value), [t, s])
 
             strided(strips, THREADS, thread, weigh)
@@ -237,7 +233,7 @@ class _HeadLoss:
                 self.gpu,
                 self.unit,
                 tile,
-                WeightPanel(tile, self.weights, row, self.factors, STRIP),
+                WeightPanel(tile, self.left.weights, row, self.factors, STRIP),
                 TablePanel(tile, self.table, self.chunks, first, column, along_depth=False),
             )
 
@@ -286,16 +282,16 @@ class _HeadLoss:
             mine = registers([1])
 
             def reach(s: Expr) -> None:
-                T.buffer_store(mine, T.max(mine[0], self.top[t, s]), [0])
+                T.buffer_store(mine, T.max(mine[0], self.left.top[t, s]), [0])
 
             def add(s: Expr) -> None:
-                part = self.total[t, s] * T.exp(self.top[t, s] - peak)
+                part = self.left.total[t, s] * T.exp(self.left.top[t, s] - peak)
                 T.buffer_store(mine, mine[0] + part, [0])
 
             T.buffer_store(mine, T.float32(LOWEST), [0])
             strided(strips, THREADS, thread, reach)
             tops.put([mine[0]])
-            chosen = bind(self.chosen[t])
+            chosen = bind(self.left.chosen[t])
             peak = held(T.max(tops.get(), chosen))
             T.buffer_store(mine, T.float32(0.0), [0])
             strided(strips, THREADS, thread, add)
@@ -346,95 +342,3 @@ class _HeadLoss:
             T.buffer_store(dh, value, [source, vector])
 
         strided(self.columns // LANES, THREADS, thread, column)
-
-
-class _Strip:
-    """What a work-group leaves of the logits of its tokens and a strip.
-
-    Parameters
-    ----------
-    head : _HeadLoss
-        The buffers.
-    row, begin : PrimExpr
-        The tile's first token and its first row of the vocabulary.
-    index, strip : PrimExpr
-        The strip's number, and that within its chunk.
-    share : RowShare
-        The thread's part.
-    """
-
-    def __init__(
-        self, head: _HeadLoss, row: Expr, begin: Expr, index: Expr, strip: Expr, share: RowShare
-    ) -> None:
-        self.head, self.row, self.index, self.share = head, row, index, share
-        first = bind(begin + share.lane * LANES)
-        self.places = [bind(first + c) for c in range(LANES)]
-        self.exists = [not head.chunks.exact and place < head.vocabulary for place in self.places]
-        self.vector = bind(strip * (STRIP // LANES) + share.lane)
-        self.scale: list[Expr] | None = None
-        self.weight: list[Expr] | None = None
-        if head.scale is not None:
-            self.scale = [held(head.scale[head.chunks.row(place)]) for place in self.places]
-
-    def emit(self) -> None:
-        """Emit it, row by row."""
-        head = self.head
-        if head.dh is not None:
-            self.weight = self._weights()
-        for i, below in enumerate(self.share.rows):
-            t = bind(self.row + below)
-            undo = bind(head.halves.undo[t])
-            label = bind(head.order.label[T.min(t, head.order.padded - 1)])
-            active = bind(t < head.order.count[0])
-            logits = []
-            for c, value in enumerate(self.share.sums(i)):
-                value = held(value * (undo if self.scale is None else undo * self.scale[c]))
-                own = label == self.places[c]
-                when(
-                    tirx.all(own, active),
-                    partial(T.buffer_store, head.chosen, value, [t]),
-                )
-                hidden = own if head.chunks.exact else tirx.any(own, tirx.Not(self.exists[c]))
-                logits.append(held(T.if_then_else(hidden, T.float32(LOWEST), value)))
-            self._row(t, active, logits)
-
-    def _weights(self) -> list[Expr] | None:
-        """Emit the strip's largest scale, and return the scales over it."""
-        reach = T.float32(1.0)
-        if self.scale is not None:
-            a, b, c, d = self.scale
-            reach = T.call_pure_extern(
-                "float32", "fabric_subgroup_max", held(T.max(T.max(a, b), T.max(c, d)))
-            )
-            # A strip without scales has only zeros.
-            reach = T.max(reach, T.float32(2.0**-100))
-        reach = held(reach)
-        first = tirx.all(self.row == 0, self.share.lane == 0)
-        when(first, partial(T.buffer_store, self.head.reach, reach, [self.index]))
-        return None if self.scale is None else [held(scale / reach) for scale in self.scale]
-
-    def _row(self, t: Expr, active: Expr, logits: list[Expr]) -> None:
-        """Emit what is left of a token's logits of the strip."""
-        head = self.head
-        a, b, c, d = logits
-        mine = held(T.max(T.max(a, b), T.max(c, d)))
-        top = held(T.call_pure_extern("float32", "fabric_subgroup_max", mine))
-        # Where there is nothing but what is hidden, the exponentials are zeros all the same.
-        base = held(T.max(top, T.float32(LOWEST / 10)))
-        terms = [held(T.exp(value - base)) for value in logits]
-        mine = held((terms[0] + terms[1]) + (terms[2] + terms[3]))
-        total = held(T.call_pure_extern("float32", "fabric_subgroup_add", mine))
-
-        def keep() -> None:
-            T.buffer_store(head.top, top, [t, self.index])
-            T.buffer_store(head.total, total, [t, self.index])
-
-        when(tirx.all(active, self.share.lane == 0), keep)
-        if head.dh is None:
-            return
-        if self.weight is not None:
-            terms = [term * weight for term, weight in zip(terms, self.weight, strict=True)]
-        halves = T.reinterpret("int32x2", T.Cast(HALVES, four(terms)))
-        rows, words = shape(head.weights)
-        pairs = T.decl_buffer([rows, words // 2], "int32x2", data=head.weights.data)
-        T.buffer_store(pairs, halves, [t, self.vector])

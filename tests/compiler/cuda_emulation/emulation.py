@@ -75,7 +75,8 @@ class Emulation:
     def __call__(self, *arrays: np.ndarray) -> None:
         self.host(arrays)
 
-    def _launch(self, name: str, arrays: list[np.ndarray], extents: list[int]) -> None:
+    def _launch(self, name: str, arguments: list[np.ndarray | int], extents: list[int]) -> None:
+        arrays = [np.asarray(a, "int64") if isinstance(a, int) else a for a in arguments]
         pointers = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
         getattr(self.library, f"launch_{name}")(pointers, *extents)
 
@@ -106,7 +107,10 @@ def _as_cpp(source: str) -> str:
     lines = ['#include "device.h"', text]
     for name, parameters in KERNEL.findall(text):
         types = [p.strip().rsplit(" ", 1)[0] for p in parameters.split(",")]
-        arguments = ", ".join(f"({t})arguments_{name}[{i}]" for i, t in enumerate(types))
+        arguments = ", ".join(
+            f"({t})arguments_{name}[{i}]" if "*" in t else f"*({t}*)arguments_{name}[{i}]"
+            for i, t in enumerate(types)
+        )
         lines += [
             f"static void** arguments_{name};",
             f"static void call_{name}() {{ {name}({arguments}); }}",

@@ -24,8 +24,8 @@ BINARY = {
     "LE": operator.le,
     "EQ": operator.eq,
 }
-Launch = Callable[[str, list[np.ndarray], list[int]], None]
-"""``launch(kernel, arrays, extents)``; the extents are those of the grid, then the threads."""
+Launch = Callable[[str, list[np.ndarray | int], list[int]], None]
+"""``launch(kernel, arguments, extents)``; the extents are those of the grid, then the threads."""
 
 
 def host_function(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:

@@ -1,0 +1,214 @@
+"""What both kinds of blocks of attention's adjoint have where fragments are known."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tvm.tirx.script.builder import ir as T
+
+from ..tir import Buffer, Expr, bind, when
+from .attention_adjoint import Adjoint
+from .attention_fragments import pair_of
+from .attention_heads import Heads
+from .attention_vectors import view
+from .fragments import DEPTH, EIGHT, ROWS, HalfRows, Lane, RowSums
+from .halves import Halves
+from .kernel import Gpu, barrier, ceil_div, registers, scratch
+from .ternary_tile import cores
+from .vectors import fours, held, lane
+
+STREAMED = {96: 32}
+"""Rows of a block that stream past others, by the widest heads: their products are in registers."""
+NARROWEST = 16
+"""The same of wider heads."""
+SUBGROUPS = (4, 2, 1)
+"""Subgroups of a work-group."""
+
+
+def streamed(heads: Heads) -> int:
+    """Return the rows of a block that streams past."""
+    return next((n for widest, n in STREAMED.items() if heads.head_dim <= widest), NARROWEST)
+
+
+def fits(heads: Heads) -> bool:
+    """Tell whether shared memory holds two blocks, and what is known of their rows."""
+    rows = streamed(heads)
+    size = 2 * max(rows, SUBGROUPS[0] * ROWS) * (heads.head_dim // EIGHT + 1) * 16
+    return size + 32 * rows + 1024 <= heads.shared_bytes
+
+
+def subgroups_for(gpu: Gpu, tasks: int, context: int) -> int:
+    """Return the subgroups of a work-group: as many as leave work for nearly every core."""
+
+    def groups(subgroups: int) -> int:
+        return tasks * ceil_div(context, ROWS * subgroups)
+
+    return next((n for n in SUBGROUPS if 4 * groups(n) >= 3 * cores(gpu)), 1)
+
+
+class Stored:
+    """The tensors of the adjoint as vectors of 16-bit floats, and what its launches leave.
+
+    Parameters
+    ----------
+    adjoint : Adjoint
+        The tensors.
+    outer : Halves
+        The outer adjoint.
+    rope, out : Buffer
+        The table and the result as they are.
+    """
+
+    def __init__(self, adjoint: Adjoint, outer: Halves, rope: Buffer, out: Buffer) -> None:
+        self.adjoint, self.packed, self.heads = adjoint, adjoint.packed, adjoint.heads
+        self.apart, self.halves, self.rope, self.out = adjoint.apart, outer, rope, out
+        # The largest product of each row's outer adjoint with a value.
+        self.reach = scratch([self.heads.heads, self.packed.batch * self.packed.context])
+
+    def rows(self) -> Buffer:
+        """Return queries, keys and values, in vectors of eight."""
+        rotated = self.packed.rotated
+        assert rotated is not None
+        rows, vectors = rotated.shape
+        return view(rotated, [rows, vectors * self.heads.lanes // EIGHT], "int32x4")
+
+    def outer(self) -> Buffer:
+        """Return the outer adjoint, in vectors of eight."""
+        return fours(self.halves.words)
+
+    def statistics(self) -> tuple[Buffer, Buffer, Buffer]:
+        """Return the buffers of the logarithms, the means and the largest products."""
+        return self.adjoint.logarithm, self.adjoint.mean, self.reach
+
+    def place(self, b: Expr, token: Expr) -> Expr:
+        """Return the row of a token."""
+        return b * self.packed.context + token
+
+    def pairs(self, buffer: Buffer) -> Buffer:
+        """Return a matrix of float32 in pairs of columns."""
+        rows, columns = buffer.shape
+        lanes = 4 if "x" in str(buffer.dtype) else 1
+        return view(buffer, [rows, columns * lanes // 2], "float32x2")
+
+
+class _Rows:
+    """A block of rows of a head in shared memory, of one 16-bit float an element."""
+
+    def __init__(
+        self, heads: Heads, place: Lane, thread: Expr, threads: int, count: int, memory: int
+    ) -> None:
+        self.heads, self.thread, self.threads, self.count = heads, thread, threads, count
+        self.vectors = heads.head_dim // EIGHT
+        self.rows = HalfRows(place, memory, self.vectors)
+
+    def fetch(self, count: int, matrix: Buffer, row: Expr, last: Expr, head: Expr) -> list:
+        """Emit the loads of rows from `row` on, of which those past `last` repeat it."""
+        items, loaded = count * self.vectors, []
+        for step in range(ceil_div(items, self.threads)):
+            item = bind(self.thread + step * self.threads)
+            own, vector = bind(item // self.vectors), bind(item % self.vectors)
+            token = bind(T.min(row + own, last))
+            value = held(matrix[token, head * self.vectors + vector])
+            loaded.append((item, own, vector, value))
+        return loaded
+
+    def put(self, count: int, loaded: list) -> None:
+        """Emit the stores of what was loaded."""
+        items = count * self.vectors
+        for step, (item, own, vector, value) in enumerate(loaded):
+            put = partial(self.rows.put, own, vector, value)
+            put() if (step + 1) * self.threads <= items else when(item < items, put)
+
+    def left(self, row: Expr) -> Buffer:
+        """Emit the reading of 16 rows as left factors, and return them."""
+        factors = registers([self.heads.head_dim // DEPTH], "int32x4")
+        for k in range(self.heads.head_dim // DEPTH):
+            T.buffer_store(factors, self.rows.left(row, 2 * k), [k])
+        return factors
+
+
+def products(left: Buffer, rows: HalfRows, columns: int, depth: int) -> RowSums:
+    """Emit the products of 16 rows with a block of rows in shared memory."""
+    sums = RowSums(columns)
+    sums.clear()
+    for k in range(depth // DEPTH):
+        for pair in range(columns // 16):
+            sums.add(pair, left[k], rows.right(16 * pair, 2 * k))
+    return sums
+
+
+def mix(sums: RowSums, weights: RowSums, rows: HalfRows, columns: int, depth: int) -> None:
+    """Emit the addition of the sums of rows in shared memory that weights weigh."""
+    for k in range(depth // DEPTH):
+        left = weights.left(k)
+        for pair in range(columns // 16):
+            sums.add(pair, left, rows.turned(16 * k, 2 * pair))
+
+
+class Block:
+    """What both kinds of blocks have; make it at the top of a launch."""
+
+    def __init__(self, stored: Stored, thread: Expr, subgroups: int, place: tuple) -> None:
+        self.stored, self.packed, self.heads = stored, stored.packed, stored.heads
+        self.thread, (self.b, self.h, self.first) = thread, place
+        self.lane, self.count = Lane(), subgroups * ROWS
+        self.threads, self.streamed = subgroups * 32, streamed(stored.heads)
+        memory = max(self.count, self.streamed)
+        self.one, self.other = (
+            _Rows(self.heads, self.lane, thread, self.threads, self.streamed, memory)
+            for _ in range(2)
+        )
+        self.matrix, self.outer = stored.rows(), stored.outer()
+        self.begin = bind(self.b * self.packed.context)
+        self.last = bind(self.begin + self.packed.context - 1)
+        self.own = bind(self.lane.subgroup * ROWS)
+        self.tokens = [bind(self.first + self.own + self.lane.row + 8 * i) for i in range(2)]
+
+    def stage(self, count: int, first: Expr, *sources: tuple[Buffer, Expr]) -> None:
+        """Emit the copy of two blocks of rows: pairs of a matrix and a head."""
+        row = bind(self.begin + first)
+        blocks = self.one, self.other
+        loaded = [
+            block.fetch(count, matrix, row, self.last, head)
+            for block, (matrix, head) in zip(blocks, sources, strict=True)
+        ]
+        for block, values in zip(blocks, loaded, strict=True):
+            block.put(count, values)
+
+    def lefts(self) -> tuple[Buffer, Buffer]:
+        """Emit the reading of the block's own rows, which were staged, into registers."""
+        barrier()
+        found = self.one.left(self.own), self.other.left(self.own)
+        barrier()
+        return found
+
+    def store(self, i: int, buffer: Buffer, head: Expr, sums: RowSums, factor: Expr) -> None:
+        """Emit the store of one of the thread's rows, as it is."""
+        row = bind(self.begin + self.tokens[i])
+        column = bind((head * self.heads.head_dim + self.lane.column) // 2)
+        for j in range(sums.count):
+            a, b = sums.get(j)[2 * i : 2 * i + 2]
+            T.buffer_store(buffer, pair_of(a * factor, b * factor), [row, column + 4 * j])
+
+    def store_rotated(
+        self, i: int, buffer: Buffer, head: Expr, sums: RowSums, factor: Expr
+    ) -> None:
+        """Emit the store of one of the thread's rows, rotated back."""
+        token, half = self.tokens[i], sums.count // 2
+        position = bind(token - self.packed.starts[self.b, token])
+        rope = self.stored.pairs(self.stored.rope)
+        row = bind(self.begin + token)
+        own = bind(self.lane.column // 2)
+        column = bind(head * self.heads.head_dim // 2 + own)
+        for j in range(half):
+            cosine = bind(rope[position, own + 4 * j])
+            sine = bind(rope[position, own + 4 * (j + half)])
+            low, high = (sums.get(n)[2 * i : 2 * i + 2] for n in (j, j + half))
+            lows, highs = [], []
+            for c in range(2):
+                a, z = held(low[c] * factor), held(high[c] * factor)
+                cos, sin = lane(cosine, c), lane(sine, c)
+                lows.append(a * cos + z * sin)
+                highs.append(z * cos - a * sin)
+            T.buffer_store(buffer, pair_of(*lows), [row, column + 4 * j])
+            T.buffer_store(buffer, pair_of(*highs), [row, column + 4 * (j + half)])
