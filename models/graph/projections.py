@@ -23,6 +23,8 @@ from ..kernels import (
 from ..lora import linear_groups
 
 Factors = tuple[relax.Expr, relax.Expr]
+HELD = 4096
+"""Elements of an input up to which a projection's kernel reads each once."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,11 @@ class FusedProjections(Projections):
 
 
 class TrainedProjections(FusedProjections):
-    """The same for many tokens, where the gate has a kernel of its own.
+    """The same for many tokens, where the gate of wide blocks has a kernel of its own.
 
-    Its arguments are twice as wide as its result, which the projection's kernel reads several
-    times. With dropout the adapter's input is another one, so that the projection's has to be there
-    as a tensor.
+    A projection's kernel reads a wide input several times, which the gate's are twice over. With
+    dropout the adapter's input is another one, so that the projection's has to be there as a
+    tensor.
     """
 
     def __call__(
@@ -154,8 +156,9 @@ class TrainedProjections(FusedProjections):
         residual: relax.Expr | None = None,
     ) -> relax.Var:
         """Emit a group of projections, see :meth:`Projections.__call__`."""
-        if gated:
-            x = gated_activation(self.bb, x, self.config.activation)
-        if self.lora.dropout and name in self.lora.factors:
+        dropped = self.lora.dropout > 0.0 and name in self.lora.factors
+        if gated and (dropped or self.groups[name].inputs > HELD):
+            x, gated = gated_activation(self.bb, x, self.config.activation), False
+        if dropped:
             return Projections.__call__(self, name, x, norm=norm, residual=residual)
-        return super().__call__(name, x, norm=norm, residual=residual)
+        return super().__call__(name, x, norm=norm, gated=gated, residual=residual)

@@ -173,10 +173,14 @@ class ThinFactors:
             bind(_of(slot, [n * self.chunks for n in numbers])) for numbers in (begins, counts)
         )
 
-    def _each(self, vectors: int, body: Callable[[Expr, Expr | None], None]) -> None:
+    def _each(
+        self, vectors: int, body: Callable[[Expr, Expr | None], None], backwards: bool = False
+    ) -> None:
         """Emit ``body(vector, whether it exists)`` for a thread's vectors; None: always."""
-        with loop(ceil_div(vectors, self.threads)) as step:
-            place = bind(step * self.threads + self.thread)
+        steps = ceil_div(vectors, self.threads)
+        with loop(steps) as step:
+            turn = steps - 1 - step if backwards else step
+            place = bind(turn * self.threads + self.thread)
             if vectors % self.threads == 0:
                 body(place, None)
             else:
@@ -272,7 +276,8 @@ class ThinFactors:
     def _halve(self, parts: Sequence[Segment], tops: Reduction, whole: bool) -> None:
         """Emit the tokens' halves of some projections, and with `whole` how to undo them."""
         factors = [scales(held(tops.get(i))) for i in range(self.height)]
-        for part in parts:
+        # What was read last is still in the caches.
+        for part in reversed(parts):
             weight = self._weight(part)
 
             def put(v: Expr, _: Expr, part: Segment = part, weight: Expr = weight) -> None:
@@ -281,7 +286,7 @@ class ThinFactors:
                     value = bind(fours(self.dy)[row, place] * splat(weight, LANES))
                     self.halves.put(row, place, T.Cast(HALVES, value * splat(up, LANES)))
 
-            self._each((part.end - part.begin) // LANES, put)
+            self._each((part.end - part.begin) // LANES, put, backwards=True)
         if whole:
 
             def undo() -> None:
