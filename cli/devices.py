@@ -34,9 +34,9 @@ NOTABLE_FLAGS = (
 def devices_command(output: Output, seed: int | None) -> None:
     """Show this computer's devices and the target that suits each.
 
-    The processor, and every device that a driver of CUDA, OpenCL or Vulkan offers, with what to
-    expect of it or why it is refused. `fabric run --device opencl:1`, or a part of a name, uses
-    another than the first that fits.
+    The processor, and every device that a driver of CUDA, Metal, OpenCL or Vulkan offers, with
+    what to expect of it or why it is refused. `fabric run --device opencl:1`, or a part of a name,
+    uses another than the first that fits.
     """
     cpu = describe_cpu()
     output.say(f"[bold]cpu[/]  {cpu['name']}")

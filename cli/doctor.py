@@ -48,7 +48,8 @@ def doctor_command(output: Output, report: Path | None, seed: int | None) -> Non
     """Check this computer, and say what to install for what is missing.
 
     It looks at Python, the packages and their versions, the compiler, memory and disk, and the
-    drivers of CUDA, OpenCL and Vulkan, and lets each device compute something with a known answer.
+    drivers of CUDA, Metal, OpenCL and Vulkan, and lets each device compute something with a known
+    answer.
     The exit status is 0 if models can be compiled and run on the processor; a graphics processor is
     extra.
 

@@ -64,11 +64,12 @@ def linker(target: Target) -> list[str]:
         If the machine has no C++ compiler, or the target is another machine's, and the package
         ziglang, which links for any, is not installed.
     """
-    native = is_native(target)
-    for name in ("c++", "g++", "clang++", "cc") if native else ():
+    native, apple = is_native(target), sys.platform == "darwin"
+    # On a Mac one that takes C, in which our part of the module is.
+    for name in (("cc", "clang") if apple else ("c++", "g++", "clang++", "cc")) if native else ():
         found = shutil.which(name)
         if found:
-            return [found, "-shared", "-fPIC"]
+            return [found, *(_apple_options(machine()) if apple else ["-shared", "-fPIC"])]
     if importlib.util.find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang", *_zig_command(target, native)]
     raise FabricError(
@@ -95,14 +96,17 @@ def _zig_command(target: Target, native: bool) -> list[str]:
     if platform is None or native:
         return ["cc", "-target", host_triple(target), "-shared", "-fPIC"]
     if platform.system in LEAST_APPLE:
-        # TVM's libraries are found among what the process has loaded.
         # An iPhone's is made of a Mac's: the linker knows no library of iOS.
         zig = f"{platform.architecture}-macos.{LEAST_APPLE['macos']}"
-        options = ["-shared", "-undefined", "dynamic_lookup"]
-        if platform.architecture == "aarch64":
-            options += ["-O2", str(HALF_FLOATS)]
-        return ["cc", "-target", zig, *options]
+        return ["cc", "-target", zig, *_apple_options(platform.architecture)]
     return ["ld.lld", "-m", _EMULATION[platform.architecture], "-shared"]
+
+
+def _apple_options(architecture: str) -> list[str]:
+    """Return what the linkers of Apple's systems are told besides the objects."""
+    # TVM's libraries are found among what the process has loaded.
+    options = ["-shared", "-undefined", "dynamic_lookup"]
+    return [*options, "-O2", str(HALF_FLOATS)] if architecture == "aarch64" else options
 
 
 def link(executable: relax.VMExecutable, path: Path, target: Target) -> None:

@@ -24,7 +24,7 @@ _lock = threading.Lock()
 def load_backend(kind: str) -> None:
     """Load the library of a kind of device ("opencl", "vulkan") into TVM's runtime, once.
 
-    It lies beside its sources where the installation built it. Where it does not, or was built of
+    It lies beside its sources where the installation built it. Where it does not, or was built from
     other sources or for other versions of TVM, it is built into the cache folder, which takes about
     ten seconds, once. Loading it needs no driver; using the device does. Those of CUDA and Metal
     are TVM's own, which do need the driver.

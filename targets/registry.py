@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .cpu import TARGETS as CPU_TARGETS
@@ -11,6 +12,7 @@ from .cpu import host_cpu
 from .cuda_device import CUDA_API
 from .device_api import DeviceApi
 from .errors import FabricError
+from .host import this_host
 from .metal_device import METAL_API
 from .opencl_device import OPENCL_API
 from .rocm_device import ROCM_API
@@ -25,6 +27,12 @@ REGISTRY: dict[str, Target] = {
     for targets in (CPU_TARGETS, *(api.targets for api in APIS.values()))
     for target in targets
 }
+
+
+def _own_cpu() -> Target:
+    """Return the best target for this machine's processor, for this machine's system."""
+    found, triple = host_cpu(), this_host()
+    return replace(found, options={**found.options, "mtriple": triple})
 
 
 def list_targets() -> list[Target]:
@@ -54,7 +62,7 @@ def get_target(name: str, device: Mapping[str, Any] | None = None) -> Target:
         If no target has the name, or it is made from a device and none is given.
     """
     if name == "cpu":
-        return host_cpu()
+        return _own_cpu()
     if name in REGISTRY:
         return REGISTRY[name]
     if api := automatic(name):

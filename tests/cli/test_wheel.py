@@ -1,4 +1,4 @@
-"""The wheel of this system, with its native backends: what it asks of a system, and that it works."""
+"""The wheel of this system with its native backends: what it asks for, and that it works."""
 
 from __future__ import annotations
 

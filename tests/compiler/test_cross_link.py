@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import tvm
 from bitfabric.compiler import CompileOptions, LoraOptions, compile_model, link
 from bitfabric.compiler.platforms import PLATFORMS, find_platform, for_host
 from bitfabric.models import RandomCheckpoint
-from bitfabric.targets import FabricError, get_target, this_host
+from bitfabric.targets import FabricError, get_target, host_triple, this_host
 from tvm.script import ir as I
 from tvm.script import tirx as T
 
@@ -166,3 +167,17 @@ def test_hosts_that_cannot_be_are_refused_by_name() -> None:
         for_host(get_target("adreno"), "toaster")
     with pytest.raises(FabricError, match="cpu-neon is a processor of aarch64"):
         for_host(get_target("cpu-neon"), "x86_64-linux-gnu")
+
+
+def test_a_mac_links_for_itself_with_its_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    for name in ("cpu", "metal"):
+        target = get_target(name)
+        assert host_triple(target) == "aarch64-apple-macos"
+        compiler, *options = link.linker(target)
+        # A C++ compiler would give the conversions of 16-bit floats other names.
+        assert compiler == "/usr/bin/cc"
+        assert options[:3] == ["-shared", "-undefined", "dynamic_lookup"]
+        assert options[-1].endswith("half_floats.c")
