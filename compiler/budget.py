@@ -1,7 +1,7 @@
 """A memory budget becomes choices: what takes less memory, in the order in which it costs least.
 
-The choices that leave every loss as it is come first; each is a row of `CHOICES`. What the budget
-has left in the end goes to layers that stay in memory.
+The choices that leave every loss as it is, but for rounding, come first; each is a row of `CHOICES`.
+What the budget has left in the end goes to layers that stay in memory.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ CHOICES = (
     Choice("head", _small_head),
     Choice("gradients", _one_gradient),
 )
-"""In the order in which they are made; the first two leave the losses as they are."""
+"""In the order in which they are made; the first two leave the losses as they are,
+but for rounding."""
 
 
 def within_budget(
