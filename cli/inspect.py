@@ -63,6 +63,7 @@ def _overview(output: Output, manifest: dict[str, Any]) -> None:
         f"{config['num_heads']} heads ({config['num_kv_heads']} for keys and values), "
         f"vocabulary {config['vocab_size']:,}",
         "target": f"{manifest['target']['name']}, using {features}",
+        "weights": manifest.get("packing", "2bit"),
         "head": f"{manifest['head']}{', tied to the embedding' if config['tied_head'] else ''}",
         "training": f"rows of {training['context']} tokens, {training['micro_batch']} at once",
         "adapter": f"{kind}, rank {lora['rank']}, alpha {lora['alpha']:g}, "

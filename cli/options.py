@@ -96,6 +96,28 @@ _OPTIONS = (
         help="How the output head is stored: int8 is smaller and faster, f16 exact.",
     ),
     option(
+        "--packing",
+        type=click.Choice(["2bit", "1.6bit"]),
+        default="2bit",
+        show_default=True,
+        help="How ternary weights are stored: 1.6bit is a fifth smaller, 2bit quicker to unpack.",
+    ),
+    option(
+        "--moments",
+        type=click.Choice(["f32", "bf16", "int8"]),
+        default="f32",
+        show_default=True,
+        help="How the optimiser's moments are stored: bf16 takes half of f32's memory, int8 a "
+        "quarter.",
+    ),
+    option(
+        "--kv-cache",
+        type=click.Choice(["f32", "f16", "int8"]),
+        default="f32",
+        show_default=True,
+        help="How keys and values of a text are stored while it is written.",
+    ),
+    option(
         "--memory-budget",
         type=Size(),
         default=None,
@@ -158,6 +180,9 @@ def read_options(values: dict[str, Any]) -> CompileOptions:
             rslora=values.pop("rslora"),
         ),
         head=values.pop("head"),
+        packing=values.pop("packing"),
+        moments=values.pop("moments"),
+        kv_cache=values.pop("kv_cache"),
         resident_layers=0 if values.pop("stream") else None,
         gradients=values.pop("gradients"),
         memory_budget=values.pop("memory_budget"),

@@ -51,13 +51,23 @@ def _one_gradient(options: CompileOptions) -> CompileOptions | None:
     return replace(options, gradients="layer") if options.gradients == "all" else None
 
 
+def _packed(options: CompileOptions) -> CompileOptions | None:
+    return replace(options, packing="1.6bit") if options.packing != "1.6bit" else None
+
+
+def _small_moments(options: CompileOptions) -> CompileOptions | None:
+    return replace(options, moments="int8") if options.moments != "int8" else None
+
+
 CHOICES = (
     Choice("micro-batch", _fewer_rows),
     Choice("layers in memory", _streamed),
+    Choice("packing", _packed),
     Choice("head", _small_head),
+    Choice("moments", _small_moments),
     Choice("gradients", _one_gradient),
 )
-"""In the order in which they are made; the first two leave the losses as they are,
+"""In the order in which they are made; the first three leave the losses as they are,
 but for rounding."""
 
 

@@ -109,7 +109,7 @@ class Calibrator:
         self._probes.append((_ternary(target, memory), 4.0 * WORDS, statistics.median))
         for body, length, operations, typical in (
             (_read, WORDS, 4.0 * WORDS, statistics.median),
-            (_dot, threads * lanes, tile * (16 // isa.dot.steps), min),
+            (_dot, threads * lanes, tile * isa.dot.columns, min),
             (_multiply, threads * lanes, tile, min),
         ):
             kernel = compiled(_kernel(isa, threads, length, body), target)

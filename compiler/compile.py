@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..models import Checkpoint, ModelConfig
-from ..models.graph import HeadFormat
 from ..targets import Target
 from .budget import within_budget
 from .bundle import Progress, bundle_folder, manifest_of, seal
@@ -80,7 +79,7 @@ def compile_model(
             report("pack weights", 0.65 + 0.3 * fraction)
 
         report("pack weights", 0.65)
-        weights = write_weights(model, HeadFormat(options.head), folder / "weights", weights_done)
+        weights = write_weights(model, options.formats, folder / "weights", weights_done)
         if model.tokenizer_files:
             (folder / "tokenizer").mkdir()
             for name, content in model.tokenizer_files.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..models.config import ModelConfig
-from ..models.graph import HeadFormat, head_tensors, layer_tensors
+from ..models.graph import head_tensors, layer_tensors
 from ..models.lora import adapter_layout
 from ..targets import Target
 from .budget import within_budget
@@ -138,8 +138,8 @@ def _training_seconds(config: ModelConfig, options: CompileOptions, speed: Calib
 
 def _token_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:
     """Every packed weight, the head, and the keys and values so far are read once a token."""
-    layers = config.num_layers * tensor_bytes(layer_tensors(config))
-    ends = tensor_bytes(head_tensors(config, HeadFormat(options.head)))
+    layers = config.num_layers * tensor_bytes(layer_tensors(config, options.packing))
+    ends = tensor_bytes(head_tensors(config, options.formats.head))
     plain = ends + cache_bytes(config, options)
     calls = config.num_layers * KERNELS_A_LAYER[False] * CALL_SECONDS[False]
     seconds = layers / speed.ternary + plain / speed.read

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..models.graph import Formats, HeadFormat
+from ..models.kernels.cached_attention import KV_CACHES
+from ..models.kernels.moments import MOMENTS
 from ..models.lora import LoraOptions
+from ..models.packing import PACKINGS, TWO_BIT
 from ..targets import FabricError
 
 HEADS = ("int8", "f16")
@@ -26,6 +30,14 @@ class CompileOptions:
         What is trained.
     head : str
         Storage of embedding and head: ``"int8"`` with a scale a row, or ``"f16"``.
+    packing : str
+        Of the ternary matrices: ``"2bit"``, or ``"1.6bit"`` (five weights a byte), which is smaller
+        and takes longer to unpack.
+    moments : str
+        Of AdamW: ``"f32"``, ``"bf16"``, or ``"int8"`` with a scale for each block of 256.
+    kv_cache : str
+        Keys and values in inference: ``"f32"``, ``"f16"``, or ``"int8"`` with a scale for each
+        token and head.
     resident_layers : int, optional
         Layers that stay in memory, the others are read while the one before computes; None for all.
     gradients : str
@@ -42,14 +54,23 @@ class CompileOptions:
     micro_batch: int = 1
     lora: LoraOptions = field(default_factory=LoraOptions)
     head: str = "int8"
+    packing: str = TWO_BIT.name
+    moments: str = "f32"
+    kv_cache: str = "f32"
     resident_layers: int | None = None
     gradients: str = "all"
     memory_budget: int | None = None
     debug_dump: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise FabricError(f"There is no head format {self.head!r}.", "Use int8 or f16.")
+        for what, name, known in (
+            ("head format", self.head, HEADS),
+            ("packing", self.packing, tuple(PACKINGS)),
+            ("format of moments", self.moments, MOMENTS),
+            ("format of a cache", self.kv_cache, tuple(KV_CACHES)),
+        ):
+            if name not in known:
+                raise FabricError(f"There is no {what} {name!r}.", f"Use {' or '.join(known)}.")
         if self.gradients not in GRADIENTS:
             raise FabricError(
                 f"There is no way {self.gradients!r} to keep gradients.",
@@ -61,3 +82,8 @@ class CompileOptions:
         ):
             if not 1 <= value <= most:
                 raise FabricError(f"A {name} of {value} is out of range.", f"Use 1 to {most}.")
+
+    @property
+    def formats(self) -> Formats:
+        """How what a model and its training keep in memory is stored."""
+        return Formats(HeadFormat(self.head), self.packing, self.moments, self.kv_cache)

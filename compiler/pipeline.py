@@ -11,7 +11,6 @@ from tvm import relax
 
 from ..models.config import ModelConfig
 from ..models.graph import (
-    HeadFormat,
     TrainingShape,
     add_inference,
     add_layer_prefill,
@@ -22,7 +21,7 @@ from ..models.graph import (
 from ..models.lora import adapter_layout
 from ..schedules import KERNEL, schedule
 from ..schedules.decisions import deciding
-from ..targets import Target, host_options
+from ..targets import FabricError, Target, host_options
 from .cuda import find_toolkit
 from .device_code import NAME as DEVICE_CODE
 from .differentiate import differentiate, drop_gradient_marks
@@ -75,15 +74,15 @@ def build_graph(
     """
     fused = target is not None and target.family == "gpu"
     shape = TrainingShape(options.micro_batch, options.context)
-    head = HeadFormat(options.head)
+    formats = options.formats
     builder = relax.BlockBuilder()
-    training_functions(builder, config, shape, options.lora, head, fused)
+    training_functions(builder, config, shape, options.lora, formats, fused)
     factors = len(adapter_layout(config, options.lora).factors)
     builder = relax.BlockBuilder(differentiate(builder.get(), 1 + factors, fused))
-    add_steps(builder, config, shape, options.lora, head)
-    add_layer_steps(builder, config, options.lora)
-    add_inference(builder, config, options.lora, head)
-    add_layer_prefill(builder, config, options.lora, head)
+    add_steps(builder, config, shape, options.lora, formats)
+    add_layer_steps(builder, config, options.lora, formats)
+    add_inference(builder, config, options.lora, formats)
+    add_layer_prefill(builder, config, options.lora, formats)
     module = drop_gradient_marks(builder.get())
     return relax.transform.DeadCodeElimination(_entries(module))(module)
 
@@ -170,6 +169,7 @@ def build(
     if target.device == "rocm":
         check_linker()
     check_adapter(adapter_layout(config, options.lora), target)
+    _check_cache(options, target)
     module = dump("1-graph", build_graph(config, options, target))
     progress("fuse", 0.1)
     module = dump("2-fused", fuse(module))
@@ -186,6 +186,15 @@ def build(
         tir_pipeline=HOST_CODE if target.family == "cpu" else DEVICE_CODE,
     )
     return executable, kernels, lowered
+
+
+def _check_cache(options: CompileOptions, target: Target) -> None:
+    """Refuse a cache that no rule of a graphics processor reads."""
+    if target.family == "gpu" and options.kv_cache != "f32":
+        raise FabricError(
+            f"A cache of {options.kv_cache} is for processors; {target.name} keeps one of f32.",
+            "Compile with --kv-cache f32.",
+        )
 
 
 def tvm_target(target: Target) -> tvm.target.Target:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.config import ModelConfig
-from ..models.graph import HeadFormat, TensorSpec, head_tensors, layer_tensors
+from ..models.graph import TensorSpec, attention_shape, head_tensors, layer_tensors
+from ..models.kernels import cache_types, moment_type
 from ..models.lora import adapter_layout
 from ..targets import Target
 from ..targets.windows import item_bytes
@@ -128,7 +129,7 @@ def training_plan(
     rows = [
         *_fixed(config, target, options, train=True),
         _constant("adapter", depth * adapter),
-        _constant("moments", 2 * depth * adapter),
+        _constant("moments", 2 * depth * _moment_bytes(adapter // 4, options)),
         _constant("gradients", adapter * (depth if options.gradients == "all" else 1)),
         _constant("tokens and positions", tables),
         Row("layer inputs", tuple(count * state for count in states)),
@@ -178,8 +179,21 @@ def bundle_plan(
 
 
 def cache_bytes(config: ModelConfig, options: CompileOptions) -> int:
-    """Return the bytes of the float32 keys and values of one context."""
-    return 2 * config.num_layers * options.context * config.num_kv_heads * config.head_dim * 4
+    """Return the bytes of the keys and values of one context."""
+    heads = attention_shape(config)
+    types = cache_types(heads, 1, options.context, options.kv_cache)
+    return config.num_layers * sum(_type_bytes(kind) for kind in types.values())
+
+
+def _moment_bytes(size: int, options: CompileOptions) -> int:
+    """Return the bytes of a moment of so many elements."""
+    return _type_bytes(moment_type(size, options.moments))
+
+
+def _type_bytes(kind: Any) -> int:
+    """Return the bytes of a tensor of a static type."""
+    shape = tuple(int(extent) for extent in kind.shape)
+    return tensor_bytes([TensorSpec("", shape, str(kind.dtype))])
 
 
 def _constant(name: str, size: int) -> Row:
@@ -188,10 +202,10 @@ def _constant(name: str, size: int) -> Row:
 
 def _fixed(config: ModelConfig, target: Target, options: CompileOptions, train: bool) -> list[Row]:
     """Return the rows of the program and of the weights."""
-    layer = tensor_bytes(layer_tensors(config))
+    layer = tensor_bytes(layer_tensors(config, options.packing))
     resident = resident_layers(config, options)
     passing = layer * min(SLOTS, config.num_layers - resident)
-    ends = tensor_bytes(head_tensors(config, HeadFormat(options.head)))
+    ends = tensor_bytes(head_tensors(config, options.formats.head))
     process = [_constant("Python and TVM's runtime", PROCESS[train])]
     weights = [_constant("layers passing through", passing), _constant("embedding and head", ends)]
     if target.family == "cpu" and passing and train:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..models import Checkpoint
-from ..models.graph import HeadFormat, TensorSpec, head_tensors, layer_tensors
+from ..models.graph import Formats, HeadFormat, TensorSpec, head_tensors, layer_tensors
 from ..models.lora import linear_groups
-from ..models.packing import pack
+from ..models.packing import PACKINGS, pack
 from ..targets import FabricError
 
 ALIGNMENT = 64
@@ -20,13 +20,14 @@ ROWS_AT_ONCE = 4096
 """Rows of the embedding that are converted at a time."""
 
 
-def layer_arrays(model: Checkpoint, layer: int) -> Iterator[tuple[str, np.ndarray]]:
+def layer_arrays(model: Checkpoint, layer: int, packing: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the tensors of one layer by name, one at a time."""
     for group in linear_groups(model.config, ()):
         weights = [model.ternary(layer, module) for module in group.modules]
-        yield group.name, pack(np.concatenate([weight.codes for weight in weights]))
+        codes = np.concatenate([weight.codes for weight in weights])
+        yield group.name, pack(codes, PACKINGS[packing])
         yield f"{group.name}_scale", np.array([w.scale for w in weights], np.float32)
-    for spec in layer_tensors(model.config):
+    for spec in layer_tensors(model.config, packing):
         if spec.name.endswith("_norm"):
             norm = model.norm(f"layers.{layer}.{spec.name}")
             yield spec.name, np.ascontiguousarray(norm, np.float32)
@@ -95,7 +96,7 @@ def _write(path: Path, specs: list[TensorSpec], arrays: dict[str, np.ndarray]) -
 
 
 def write_weights(
-    model: Checkpoint, head: HeadFormat, folder: Path, progress: object = None
+    model: Checkpoint, formats: Formats, folder: Path, progress: object = None
 ) -> list[dict[str, Any]]:
     """Write ``ends.bin`` and one file a layer into `folder`.
 
@@ -105,14 +106,14 @@ def write_weights(
         For each file its name and, for each tensor, name, dtype, shape and byte offset; the ends
         first, then the layers in order.
     """
-    config = model.config
+    config, head = model.config, formats.head
     entries = [
         _write(folder / "ends.bin", head_tensors(config, head), dict(end_arrays(model, head)))
     ]
-    specs = layer_tensors(config)
+    specs = layer_tensors(config, formats.packing)
     for layer in range(config.num_layers):
         path = folder / f"layer_{layer:03d}.bin"
-        entries.append(_write(path, specs, dict(layer_arrays(model, layer))))
+        entries.append(_write(path, specs, dict(layer_arrays(model, layer, formats.packing))))
         if progress is not None:
             progress((layer + 1) / config.num_layers)  # type: ignore[operator]
     return entries

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..targets import FabricError
 from .config import ATTENTION_MODULES, MODULES, ModelConfig
 from .kernels import LinearGroup
+from .packing import TWO_BIT
 
 GROUPS = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -70,8 +71,10 @@ class LoraOptions:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def linear_groups(config: ModelConfig, modules: tuple[str, ...]) -> list[LinearGroup]:
-    """Return the four groups of BitLinear projections of a layer."""
+def linear_groups(
+    config: ModelConfig, modules: tuple[str, ...], packing: str = TWO_BIT.name
+) -> list[LinearGroup]:
+    """Return the four groups of BitLinear projections of a layer, in a packing."""
     groups = []
     for name, members in GROUPS.items():
         shapes = [config.module_shape(module) for module in members]
@@ -82,6 +85,7 @@ def linear_groups(config: ModelConfig, modules: tuple[str, ...]) -> list[LinearG
                 inputs=shapes[0][1],
                 outputs=tuple(rows for rows, _ in shapes),
                 adapted=tuple(module in modules for module in members),
+                packing=packing,
             )
         )
     return groups

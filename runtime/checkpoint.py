@@ -90,7 +90,7 @@ def save_checkpoint(folder: Path, state: Tensors, checkpoint: Checkpoint) -> Non
     folder : Path
         The adapter's folder.
     state : dict of str to numpy.ndarray
-        adapter, moment1 and moment2, float32 [num_layers, n], and what else the engine keeps.
+        adapter, moment1, moment2, and what else there is, as the engine stores them.
     checkpoint : Checkpoint
 
     Raises

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .chat import Message
 from .generate import Generation, GenerationOptions
 from .protocols import Generates
 from .tokenizer import Tokenizer
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 class Conversation:
@@ -48,15 +55,18 @@ class Conversation:
     def ask(self, text: str) -> Generation:
         """Say something; iterate over what comes back for the answer, then give it to `keep`.
 
-        Only what the cache does not hold yet is read: usually the answer's end and the question.
+        Only what the cache does not hold yet is read: usually the answer's end and the question,
+        and always no more than what follows the first token that differs.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
         rendered = self._tokenizer.chat.render(asked, answer_next=True)
         tokens = self._tokenizer.codec.encode(rendered)[0]
         held = self._cached[: self._engine.position]
-        if len(tokens) <= len(held) or tokens[: len(held)] != held:
-            self._engine.reset()
-            held = []
+        # One token at least is read, for the logits that follow it.
+        shared = min(common_prefix(held, tokens), len(tokens) - 1)
+        if shared < len(held):
+            self._engine.rewind(shared)
+            held = held[:shared]
         # Each turn draws with numbers of its own, or every answer would lean the same way.
         sampling = replace(self._options.sampling, seed=self._options.sampling.seed + self._turn)
         options = replace(self._options, sampling=sampling)

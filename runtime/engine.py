@@ -53,12 +53,30 @@ class AdapterLayout:
         ]
 
 
-class AdapterBuffer:
-    """A float32 buffer of an adapter's layout for each layer: parameters, gradients or moments."""
+def moment_words(size: int, moments: str) -> tuple[int, str]:
+    """Return elements and dtype of a layer's buffer of a moment, as its kernel lays it out."""
+    if moments == "f32":
+        return size, "float32"
+    return (size // 2 if moments == "bf16" else size // 4 + -(-size // 256)), "int32"
 
-    def __init__(self, memory: MemorySpace, layout: AdapterLayout) -> None:
-        self._blocks = [memory.zeros((layout.size,)) for _ in range(layout.layers)]
-        self._factors, self._size = layout.factors, layout.size
+
+class AdapterBuffer:
+    """A buffer of an adapter's layout for each layer: parameters, gradients or moments.
+
+    Parameters
+    ----------
+    memory : MemorySpace
+        Where.
+    layout : AdapterLayout
+        Of the adapter.
+    moments : str
+        ``"f32"`` for one number an element; what else moments may be stored as.
+    """
+
+    def __init__(self, memory: MemorySpace, layout: AdapterLayout, moments: str = "f32") -> None:
+        self._size, dtype = moment_words(layout.size, moments)
+        self._blocks = [memory.zeros((self._size,), dtype) for _ in range(layout.layers)]
+        self._factors = layout.factors
 
     @property
     def flat(self) -> list[Tensor]:
@@ -84,11 +102,11 @@ class AdapterBuffer:
             block.scatter()
 
     def read(self) -> np.ndarray:
-        """Return the values, ``(layers, n)``, a copy."""
+        """Return what is stored, a row for each layer, a copy."""
         return np.stack([block.read() for block in self._blocks])
 
     def write(self, values: np.ndarray | float) -> None:
-        """Replace the values by ``(layers, n)`` others, or all by one."""
+        """Replace what is stored by other rows, or all by one number."""
         rows = np.broadcast_to(values, (len(self._blocks), self._size))
         for block, row in zip(self._blocks, rows, strict=True):
             block.write(row)
@@ -107,7 +125,9 @@ class TrainingEngine:
         self.bundle, self.context, self.micro_batch = bundle, bundle.context, bundle.micro_batch
         self._machine, self._layout = Machine(bundle), AdapterLayout(bundle)
         memory = self._machine.memory
-        self._adapter, *self._moments = (AdapterBuffer(memory, self._layout) for _ in range(3))
+        self._adapter = AdapterBuffer(memory, self._layout)
+        moments = bundle.manifest.get("moments", "f32")
+        self._moments = [AdapterBuffer(memory, self._layout, moments) for _ in range(2)]
         self._gradient = self._gradient_buffer(memory)
         rows = (self.micro_batch * self.context,)
         self._inputs = {
@@ -245,7 +265,11 @@ class TrainingEngine:
         return norm
 
     def state(self) -> Tensors:
-        """Return ``adapter``, ``moment1`` and ``moment2``: copies, float32 ``(layers, n)``."""
+        """Return copies of ``adapter``, ``moment1`` and ``moment2``.
+
+        The adapter is float32 ``(layers, n)``; so are moments, or, where they are stored in fewer
+        bits, int32 words ``(layers, w)``.
+        """
         names = ("adapter", "moment1", "moment2")
         buffers = (self._adapter, *self._moments)
         return {name: buffer.read() for name, buffer in zip(names, buffers, strict=True)}

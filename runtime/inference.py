@@ -16,6 +16,8 @@ from .memory_space import MemorySpace, Tensor, Windows
 
 LANES = 16
 """A cache's capacity is a multiple of it: kernels read whole vectors of positions."""
+CACHES = {"f32": "float32", "f16": "float16", "int8": "int8"}
+"""The dtype of keys and values, by its name in the manifest; int8 has scales beside them."""
 CHUNK = 512
 """Tokens of a prompt that go through the model at once: bounds the workspace."""
 
@@ -52,10 +54,17 @@ class InferenceEngine:
         config = bundle.config
         kv, d = config["num_kv_heads"], config["head_dim"]
         room = self.capacity
-        self._check_cache(4 * batch * kv * d * room)
+        dtype = CACHES[bundle.manifest.get("kv_cache", "f32")]
+        self._check_cache(np.dtype(dtype).itemsize * batch * kv * d * room)
+        fields: list[tuple[tuple[int, ...], str]] = [
+            ((batch, kv, d, room), dtype),
+            ((batch, kv, room, d), dtype),
+        ]
+        if dtype == "int8":
+            fields += [((batch, kv, room), "float32")] * 2
         # Memory that nothing has touched takes no room here: a large capacity costs nothing.
         caches = [
-            [memory.empty(shape) for shape in ((batch, kv, d, room), (batch, kv, room, d))]
+            [memory.empty(shape, kind) for shape, kind in fields]
             for _ in range(config["num_layers"])
         ]
         rope = self._machine["rope_cache"](tvm_ffi.Shape((self.capacity,)))
@@ -104,6 +113,22 @@ class InferenceEngine:
     def reset(self, sequence: int | None = None) -> None:
         """Forget every sequence, or one."""
         self._positions[slice(None) if sequence is None else sequence] = 0
+
+    def rewind(self, position: int) -> None:
+        """Forget what sequence 0 has after its first `position` tokens.
+
+        Raises
+        ------
+        FabricError
+            If it has not so many.
+        """
+        if not 0 <= position <= self._positions[0]:
+            raise FabricError(
+                f"The cache has {self._positions[0]} tokens and can't go back to {position}.",
+                "Go back to a place that was read.",
+            )
+        # What lies past the position is never read, so there is nothing to clear.
+        self._positions[0] = position
 
     def _room(self, sequence: int, count: int) -> None:
         if self._positions[sequence] + count > self.capacity:

@@ -74,8 +74,8 @@ class MemorySpace(Protocol):
         """Allocate a block of zeros."""
         ...
 
-    def empty(self, shape: Sequence[int]) -> Tensor:
-        """Allocate a float32 tensor whose values do not matter."""
+    def empty(self, shape: Sequence[int], dtype: str = "float32") -> Tensor:
+        """Allocate a tensor whose values do not matter."""
         ...
 
     def read(self, tensor: Windows) -> np.ndarray:
@@ -150,9 +150,9 @@ class HostMemory:
         """Allocate a block of zeros; memory that nothing touches takes no room."""
         return HostBlock(aligned(shape, dtype))
 
-    def empty(self, shape: Sequence[int]) -> Tensor:
-        """Allocate a float32 tensor, zeros as it happens."""
-        return tvm_ffi.from_dlpack(aligned(shape))
+    def empty(self, shape: Sequence[int], dtype: str = "float32") -> Tensor:
+        """Allocate a tensor, zeros as it happens."""
+        return tvm_ffi.from_dlpack(aligned(shape, dtype))
 
     def read(self, tensor: Windows) -> np.ndarray:
         """Return an array over a tensor's memory."""
@@ -326,9 +326,9 @@ class DeviceMemory:
         self._clear(block.tensor)
         return block
 
-    def empty(self, shape: Sequence[int]) -> Tensor:
-        """Allocate a float32 tensor of any values."""
-        return self.allocate(shape, "float32")
+    def empty(self, shape: Sequence[int], dtype: str = "float32") -> Tensor:
+        """Allocate a tensor of any values."""
+        return self.allocate(shape, dtype)
 
     def write(self, tensor: Tensor, array: np.ndarray) -> None:
         """Copy an array to a tensor of its shape and dtype."""

@@ -114,6 +114,9 @@ class Generates(Protocol):
     def reset(self) -> None:
         """Empty the cache."""
 
+    def rewind(self, position: int) -> None:
+        """Forget what the cache has after its first `position` tokens."""
+
     def prefill(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Append tokens; give the logits [vocab_size] that follow the last."""
         ...

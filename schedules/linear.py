@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .ternary import Segment, segments
+from .ternary import Packing, Segment, segments
 from .tir import Buffer
 
 
@@ -17,6 +17,8 @@ class Linear:
     ----------
     parts : list of Segment
         The projections.
+    packing : Packing
+        Of their matrix.
     lora_scale : float
         Factor on the adapters' outputs.
     activation : str
@@ -26,7 +28,7 @@ class Linear:
     x : Buffer
         ``(T, K)`` float32.
     packed, scales : Buffer
-        ``(N / 16, K / 16, 16)`` int32 and ``(S,)`` float32.
+        ``(N / 16, W, 16)`` int32 and ``(S,)`` float32.
     norm : Buffer or None
         ``(K,)`` float32, the weight of the norm.
     a, b : Buffer or None
@@ -40,6 +42,7 @@ class Linear:
     """
 
     parts: list[Segment]
+    packing: Packing
     lora_scale: float
     activation: str
     epsilon: float
@@ -62,6 +65,7 @@ class Linear:
         a, b, lora_input = (*rest, None, None, None)[:3]
         return cls(
             parts=segments(parameters),
+            packing=Packing.of(parameters),
             lora_scale=float(parameters["lora_scale"]),
             activation=str(parameters.get("activation", "")),
             epsilon=float(parameters.get("epsilon", 0.0)),

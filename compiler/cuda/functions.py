@@ -108,6 +108,7 @@ FUNCTIONS = {
         _function("float4", "fabric_float4(float a, float b, float c, float d)",
                   "make_float4(a, b, c, d)"),
     ),
+    "(int2)": ("fabric_int2", _function("int2", "fabric_int2(int a, int b)", "make_int2(a, b)")),
     "(float2)": (
         "fabric_float2",
         _function("float2", "fabric_float2(float a, float b)", "make_float2(a, b)"),

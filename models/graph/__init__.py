@@ -1,11 +1,19 @@
 """The architecture as Relax functions: one layer and its neighbours, then whole steps."""
 
 from .inference import add_inference
-from .layer import HeadFormat, TensorSpec, head_tensors, layer_tensors
+from .layer import (
+    Formats,
+    HeadFormat,
+    TensorSpec,
+    attention_shape,
+    head_tensors,
+    layer_tensors,
+)
 from .streaming import add_layer_prefill, add_layer_steps
 from .training import TrainingShape, add_steps, training_functions
 
 __all__ = [
+    "Formats",
     "HeadFormat",
     "TensorSpec",
     "TrainingShape",
@@ -13,6 +21,7 @@ __all__ = [
     "add_layer_prefill",
     "add_layer_steps",
     "add_steps",
+    "attention_shape",
     "head_tensors",
     "layer_tensors",
     "training_functions",

@@ -11,12 +11,12 @@ from typing import Any
 from tvm import relax, tirx
 
 from ..config import ModelConfig
-from ..kernels import cached_attention, decode_attention, logits, rope_table
+from ..kernels import cache_types, cached_attention, decode_attention, logits, rope_table
 from ..lora import LoraOptions, linear_groups
 from .layer import (
     Dimension,
     Ends,
-    HeadFormat,
+    Formats,
     attention_shape,
     decoder_layer,
     layer_tensors,
@@ -26,7 +26,7 @@ from .projections import FusedProjections, LoraUse, Projections
 
 
 def add_inference(
-    bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions, head: HeadFormat
+    bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions, formats: Formats
 ) -> None:
     """Add ``prefill`` and ``decode``.
 
@@ -34,11 +34,12 @@ def add_inference(
     the tokens whose logits are wanted; ``rope (M, D)``; the tensors outside the layers; ``layers``,
     the tuple of the layers' tensors; ``adapters``, for each layer the tuple ``A, B`` of each
     adapted group with any rank, their scale folded into B; ``caches``, for each layer the tuple of
-    keys ``(S, Hkv, D, M)`` and values ``(S, Hkv, M, D)``, updated in place. They return
-    ``(s, V)`` float32 logits. ``rope_cache(shape (M,))`` makes the table.
+    keys ``(S, Hkv, D, M)`` and values ``(S, Hkv, M, D)``, and where these are int8 their scales,
+    updated in place. They return ``(s, V)`` float32 logits. ``rope_cache(shape (M,))`` makes the
+    table.
     """
-    _add(bb, "prefill", tirx.Var("n", "int64"), tirx.Var("s", "int64"), config, lora, head)
-    _add(bb, "decode", 1, 1, config, lora, head)
+    _add(bb, "prefill", tirx.Var("n", "int64"), tirx.Var("s", "int64"), config, lora, formats)
+    _add(bb, "decode", 1, 1, config, lora, formats)
     capacity = tirx.Var("m", "int64")
     size = relax.Var("size", relax.ShapeType([capacity]))
     with bb.function("rope_cache", [size]):
@@ -55,26 +56,28 @@ def _add(
     selected: Dimension,
     config: ModelConfig,
     lora: LoraOptions,
-    head: HeadFormat,
+    formats: Formats,
 ) -> None:
     projections = FusedProjections if count == 1 else Projections
-    attention = decode_attention if count == 1 else cached_attention
+    whole = formats.kv_cache == "f32"
+    attention = decode_attention if count == 1 and whole else cached_attention
     capacity, sequences = tirx.Var("m", "int64"), tirx.Var("b", "int64")
-    specs, ends, heads = layer_tensors(config), Ends(config, head), attention_shape(config)
+    specs, ends = layer_tensors(config, formats.packing), Ends(config, formats.head)
+    heads, depth = attention_shape(config), config.num_layers
     factor_types, factor_names = adapter_type(config, lora)
-    d, depth = config.head_dim, config.num_layers
 
     def indices(name: str, length: Dimension) -> relax.Var:
         return relax.Var(name, relax.TensorType((length,), "int32"))
 
     tokens, sequence, position = (indices(n, count) for n in ("tokens", "sequence", "position"))
     select = indices("select", selected)
-    rope = relax.Var("rope", relax.TensorType((capacity, d), "float32"))
+    rope = relax.Var("rope", relax.TensorType((capacity, config.head_dim), "float32"))
     layers = relax.Var(
         "layers", relax.TupleType([relax.TupleType([s.type for s in specs])] * depth)
     )
     adapters = relax.Var("adapters", relax.TupleType([factor_types] * depth))
-    cache = cache_type(config, sequences, capacity)
+    fields = cache_types(heads, sequences, capacity, formats.kv_cache)
+    cache = relax.TupleType(list(fields.values()))
     caches = relax.Var("caches", relax.TupleType([cache] * depth))
     model = [rope, *ends.parameters, layers, adapters, caches]
     with bb.function(name, [tokens, sequence, position, select, *model]):
@@ -84,13 +87,14 @@ def _add(
                 item = relax.TupleGetItem
                 weights = tuple_items(bb, bb.emit(item(layers, i)), [s.name for s in specs])
                 factors = tuple_items(bb, bb.emit(item(adapters, i)), factor_names)
-                stored = tuple_items(bb, bb.emit(item(caches, i)), ("keys", "values"))
+                stored = tuple_items(bb, bb.emit(item(caches, i)), list(fields))
                 groups = dict.fromkeys(n.rsplit(".", 1)[0] for n in factor_names)
                 use = LoraUse(
                     lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0
                 )
-                project = projections(bb, config, weights, use)
-                place = (sequence, position, rope, stored["keys"], stored["values"], heads)
+                project = projections(bb, config, weights, use, formats.packing)
+                keys, values, *scales = stored.values()
+                place = (sequence, position, rope, keys, values, heads, *scales)
 
                 def attend(qkv: relax.Var, place: tuple[Any, ...] = place) -> relax.Var:
                     return attention(bb, qkv, *place)[0]
@@ -99,17 +103,6 @@ def _add(
             chosen = bb.emit(relax.op.take(x, select, axis=0, mode="clip")) if count != 1 else x
             out = bb.emit_output(logits(bb, ends.normalised(bb, chosen), *ends.head))
         bb.emit_func_output(out)
-
-
-def cache_type(config: ModelConfig, sequences: tirx.Var, capacity: tirx.Var) -> relax.TupleType:
-    """Return the type of one layer's keys and values."""
-    d, kv = config.head_dim, config.num_kv_heads
-    return relax.TupleType(
-        [
-            relax.TensorType((sequences, kv, d, capacity), "float32"),
-            relax.TensorType((sequences, kv, capacity, d), "float32"),
-        ]
-    )
 
 
 def adapter_type(config: ModelConfig, lora: LoraOptions) -> tuple[relax.TupleType, list[str]]:

@@ -10,7 +10,7 @@ from tvm import relax, tirx
 from ..config import ModelConfig
 from ..kernels import AttentionShape, LinearGroup, embed, rms_norm
 from ..lora import linear_groups
-from ..packing import packed_shape
+from ..packing import PACKINGS, TWO_BIT, packed_shape
 from .projections import Projections
 
 Dimension = int | tirx.Var
@@ -51,18 +51,42 @@ class HeadFormat:
         return specs
 
 
+@dataclass(frozen=True)
+class Formats:
+    """How what a model and its training keep in memory is stored.
+
+    Attributes
+    ----------
+    head : HeadFormat
+        Embedding and head.
+    packing : str
+        The ternary matrices, see `models/packing.py`.
+    moments : str
+        AdamW's, see `models/kernels/moments.py`.
+    kv_cache : str
+        The cache of keys and values, see `models/kernels/cached_attention.py`.
+    """
+
+    head: HeadFormat
+    packing: str = TWO_BIT.name
+    moments: str = "f32"
+    kv_cache: str = "f32"
+
+
 def attention_shape(config: ModelConfig) -> AttentionShape:
     """Return the heads of a model."""
     return AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim)
 
 
-def layer_tensors(config: ModelConfig) -> list[TensorSpec]:
+def layer_tensors(config: ModelConfig, packing: str) -> list[TensorSpec]:
     """Return the frozen tensors of one layer, in the order in which the functions take them."""
-    groups = {group.name: group for group in linear_groups(config, ())}
+    groups = {group.name: group for group in linear_groups(config, (), packing)}
+
+    form = PACKINGS[packing]
 
     def linear(group: LinearGroup) -> list[TensorSpec]:
         return [
-            TensorSpec(group.name, packed_shape(group.rows, group.inputs), "int32"),
+            TensorSpec(group.name, packed_shape(group.rows, group.inputs, form), "int32"),
             TensorSpec(f"{group.name}_scale", (len(group.outputs),), "float32"),
         ]
 

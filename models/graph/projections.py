@@ -51,6 +51,8 @@ class Projections:
         The layer's frozen tensors by name.
     lora : LoraUse
         The adapters.
+    packing : str
+        Of the weights.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class Projections:
         config: ModelConfig,
         weights: dict[str, relax.Expr],
         lora: LoraUse,
+        packing: str,
     ) -> None:
         self.bb, self.config, self.weights, self.lora = bb, config, weights, lora
-        self.groups = {group.name: group for group in linear_groups(config, lora.modules)}
+        groups = linear_groups(config, lora.modules, packing)
+        self.groups = {group.name: group for group in groups}
 
     def __call__(
         self,

@@ -10,14 +10,24 @@ from __future__ import annotations
 from tvm import relax, tirx
 
 from ..config import ModelConfig
-from ..kernels import accumulate, adamw, cached_attention, logits, sum_squares
+from ..kernels import (
+    accumulate,
+    cache_types,
+    cached_attention,
+    logits,
+    moment_type,
+    sum_squares,
+    update,
+)
 from ..lora import LoraOptions, adapter_layout
-from .inference import adapter_type, cache_type
-from .layer import Ends, HeadFormat, attention_shape, decoder_layer, layer_tensors
+from .inference import adapter_type
+from .layer import Ends, Formats, HeadFormat, attention_shape, decoder_layer, layer_tensors
 from .projections import LoraUse, Projections
 
 
-def add_layer_steps(bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions) -> None:
+def add_layer_steps(
+    bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions, formats: Formats
+) -> None:
     """Add ``layer_accumulate``, ``layer_squares`` and ``layer_update``.
 
     ``layer_accumulate(*sums, *terms)`` adds a layer's gradients to its buffer's factors;
@@ -41,24 +51,26 @@ def add_layer_steps(bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptio
     with bb.function("layer_squares", [gradient]):
         bb.emit_func_output(sum_squares(bb, gradient))
 
-    buffers = [relax.Var(n, flat) for n in ("adapter", "moment1", "moment2", "gradient")]
+    moment = moment_type(layout.size, formats.moments)
+    kinds = {"adapter": flat, "moment1": moment, "moment2": moment, "gradient": flat}
+    buffers = [relax.Var(name, kind) for name, kind in kinds.items()]
     hyper = relax.Var("hyper", relax.TensorType((8,), "float32"))
     with bb.function("layer_update", [*buffers, hyper]):
-        bb.emit_func_output(adamw(bb, buffers, hyper))
+        bb.emit_func_output(update(bb, buffers, hyper, formats.moments))
 
 
 def add_layer_prefill(
-    bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions, head: HeadFormat
+    bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions, formats: Formats
 ) -> None:
     """Add ``prefill_embed``, ``prefill_layer`` and ``prefill_head``, ``prefill`` in three parts.
 
     ``prefill_embed(tokens, *ends)``; ``prefill_layer(x, sequence, position, rope, *weights,
-    *factors, keys, values)``; ``prefill_head(x, select, *ends)``, see ``prefill``.
+    *factors, *cache)``; ``prefill_head(x, select, *ends)``, see ``prefill``.
     """
     count, selected = tirx.Var("n", "int64"), tirx.Var("s", "int64")
-    _embed_function(bb, count, config, head)
-    _layer_function(bb, count, config, lora)
-    ends = Ends(config, head)
+    _embed_function(bb, count, config, formats.head)
+    _layer_function(bb, count, config, lora, formats)
+    ends = Ends(config, formats.head)
     x = relax.Var("x", relax.TensorType((count, config.hidden_size), "float32"))
     select = relax.Var("select", relax.TensorType((selected,), "int32"))
     with bb.function("prefill_head", [x, select, *ends.parameters]):
@@ -80,7 +92,11 @@ def _embed_function(
 
 
 def _layer_function(
-    bb: relax.BlockBuilder, count: tirx.Var, config: ModelConfig, lora: LoraOptions
+    bb: relax.BlockBuilder,
+    count: tirx.Var,
+    config: ModelConfig,
+    lora: LoraOptions,
+    formats: Formats,
 ) -> None:
     capacity, sequences = tirx.Var("m", "int64"), tirx.Var("b", "int64")
     x = relax.Var("x", relax.TensorType((count, config.hidden_size), "float32"))
@@ -88,25 +104,26 @@ def _layer_function(
         relax.Var(name, relax.TensorType((count,), "int32")) for name in ("sequence", "position")
     )
     rope = relax.Var("rope", relax.TensorType((capacity, config.head_dim), "float32"))
-    weights = {spec.name: relax.Var(spec.name, spec.type) for spec in layer_tensors(config)}
+    weights = {
+        spec.name: relax.Var(spec.name, spec.type)
+        for spec in layer_tensors(config, formats.packing)
+    }
     factor_types, names = adapter_type(config, lora)
     factors = {
         name: relax.Var(name.replace(".", "_"), kind)
         for name, kind in zip(names, factor_types.fields, strict=True)
     }
-    keys, values = (
-        relax.Var(name, kind)
-        for name, kind in zip(
-            ("keys", "values"), cache_type(config, sequences, capacity).fields, strict=True
-        )
-    )
+    heads = attention_shape(config)
+    fields = cache_types(heads, sequences, capacity, formats.kv_cache)
+    keys, values, *scales = (relax.Var(name, kind) for name, kind in fields.items())
+    cache = [keys, values, *scales]
     groups = dict.fromkeys(name.rsplit(".", 1)[0] for name in names)
     use = LoraUse(lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0)
-    parameters = [x, sequence, position, rope, *weights.values(), *factors.values(), keys, values]
-    place = (sequence, position, rope, keys, values, attention_shape(config))
+    parameters = [x, sequence, position, rope, *weights.values(), *factors.values(), *cache]
+    place = (sequence, position, rope, keys, values, heads, *scales)
     with bb.function("prefill_layer", parameters):
         with bb.dataflow():
-            project = Projections(bb, config, dict(weights), use)
+            project = Projections(bb, config, dict(weights), use, formats.packing)
             layer = decoder_layer(project, x, lambda qkv: cached_attention(bb, qkv, *place)[0])
             out = bb.emit_output(layer)
         bb.emit_func_output(out)

@@ -11,11 +11,20 @@ from dataclasses import dataclass, replace
 from tvm import relax
 
 from ..config import ModelConfig
-from ..kernels import accumulate, adamw, attention, head_loss, rope_table, sum_squares
+from ..kernels import (
+    accumulate,
+    attention,
+    head_loss,
+    moment_type,
+    rope_table,
+    sum_squares,
+    update,
+)
 from ..kernels.norm import rms_norm_vjp
 from ..lora import LoraOptions, adapter_layout
 from .layer import (
     Ends,
+    Formats,
     HeadFormat,
     attention_shape,
     decoder_layer,
@@ -49,15 +58,17 @@ class TrainingShape:
 class _Layer:
     """The variables of a layer function in training."""
 
-    def __init__(self, config: ModelConfig, shape: TrainingShape, lora: LoraOptions) -> None:
-        self.config, self.shape, self.lora = config, shape, lora
+    def __init__(
+        self, config: ModelConfig, shape: TrainingShape, lora: LoraOptions, packing: str
+    ) -> None:
+        self.config, self.shape, self.lora, self.packing = config, shape, lora, packing
         self.layout = adapter_layout(config, lora)
         self.x = relax.Var("x", relax.TensorType((shape.tokens, config.hidden_size), "float32"))
         self.starts = relax.Var(
             "starts", relax.TensorType((shape.micro_batch, shape.context), "int32")
         )
         self.rope = relax.Var("rope", relax.TensorType((shape.context, config.head_dim), "float32"))
-        specs = layer_tensors(config)
+        specs = layer_tensors(config, packing)
         self.weights = {spec.name: relax.Var(spec.name, spec.type) for spec in specs}
         self.factors = {
             (factor.group, factor.factor): relax.Var(
@@ -86,7 +97,7 @@ class _Layer:
         )
         heads = attention_shape(self.config)
         return decoder_layer(
-            projections(bb, self.config, dict(self.weights), lora),
+            projections(bb, self.config, dict(self.weights), lora, self.packing),
             self.x,
             lambda qkv: attention(bb, qkv, self.starts, self.rope, heads),
         )
@@ -97,7 +108,7 @@ def training_functions(
     config: ModelConfig,
     shape: TrainingShape,
     lora: LoraOptions,
-    head: HeadFormat,
+    formats: Formats,
     fused: bool = False,
 ) -> None:
     """Add ``embed``, ``layer_forward``, ``head_loss``, ``head_loss_vjp`` and ``rope``.
@@ -111,13 +122,13 @@ def training_functions(
     if lora.dropout:
         functions["layer_evaluate"] = replace(lora, dropout=0.0)
     for name, use in functions.items():
-        layer = _Layer(config, shape, use)
+        layer = _Layer(config, shape, use, formats.packing)
         with bb.function(name, layer.parameters):
             with bb.dataflow():
                 out = bb.emit_output(layer.emit(bb, projections))
             bb.emit_func_output(out)
 
-    ends = Ends(config, head)
+    ends = Ends(config, formats.head)
     tokens = relax.Var("tokens", relax.TensorType((shape.tokens,), "int32"))
     with bb.function("embed", [tokens, *ends.parameters]):
         with bb.dataflow():
@@ -131,7 +142,7 @@ def training_functions(
         bb.emit_func_output(out)
 
     for name in ("head_loss", "head_loss_vjp"):
-        _head_function(bb, name, config, shape, head)
+        _head_function(bb, name, config, shape, formats.head)
 
 
 def _head_function(
@@ -167,12 +178,13 @@ class _Step:
         config: ModelConfig,
         shape: TrainingShape,
         lora: LoraOptions,
-        head: HeadFormat,
+        formats: Formats,
     ) -> None:
         self.bb, self.config, self.shape = bb, config, shape
-        self.layer, self.ends = _Layer(config, shape, lora), Ends(config, head)
+        self.layer = _Layer(config, shape, lora, formats.packing)
+        self.ends = Ends(config, formats.head)
         depth = config.num_layers
-        specs = layer_tensors(config)
+        specs = layer_tensors(config, formats.packing)
         factors = relax.TupleType([v.ty for v in self.layer.factors.values()])
         self.names = [spec.name for spec in specs]
         self.tokens = relax.Var("tokens", relax.TensorType((shape.tokens,), "int32"))
@@ -228,20 +240,20 @@ def add_steps(
     config: ModelConfig,
     shape: TrainingShape,
     lora: LoraOptions,
-    head: HeadFormat,
+    formats: Formats,
 ) -> None:
     """Add ``train_step``, ``evaluate_step``, ``gradient_squares`` and ``update``.
 
     Needs ``layer_vjp(*layer_forward's parameters, dy) -> (dx, *dfactors)`` in the module.
     """
-    step = _Step(bb, config, shape, replace(lora, dropout=0.0), head)
+    step = _Step(bb, config, shape, replace(lora, dropout=0.0), formats)
     layer = "layer_evaluate" if lora.dropout else "layer_forward"
     with bb.function("evaluate_step", step.inputs):
         last = step.forward(layer)[-1]
         loss = step.call("head_loss", [last, step.labels, *step.ends.parameters])
         bb.emit_func_output(loss)
 
-    step = _Step(bb, config, shape, lora, head)
+    step = _Step(bb, config, shape, lora, formats)
     with bb.function("train_step", [*step.inputs, step.gradients, step.inverse]):
         states = step.forward()
         arguments = [states[-1], step.labels, step.inverse, *step.ends.parameters]
@@ -255,10 +267,10 @@ def add_steps(
             terms = [bb.emit(relax.TupleGetItem(adjoints, i + 1)) for i in range(len(sums))]
             totals.append(accumulate(bb, sums, terms))
         bb.emit_func_output(relax.Tuple([loss, *totals]))
-    _add_update(bb, config.num_layers, adapter_layout(config, lora).size)
+    _add_update(bb, config.num_layers, adapter_layout(config, lora).size, formats.moments)
 
 
-def _add_update(bb: relax.BlockBuilder, depth: int, size: int) -> None:
+def _add_update(bb: relax.BlockBuilder, depth: int, size: int, moments: str) -> None:
     """Add the gradient's squared norm, layer by layer, and the AdamW update of every layer."""
     flat = relax.TupleType([relax.TensorType((size,), "float32")] * depth)
     gradients = relax.Var("gradients", flat)
@@ -268,11 +280,13 @@ def _add_update(bb: relax.BlockBuilder, depth: int, size: int) -> None:
         # One tensor, so that the host waits for the device once.
         bb.emit_func_output(bb.emit(relax.op.concat(squares, axis=0)))
 
-    buffers = [relax.Var(n, flat) for n in ("adapters", "moments1", "moments2", "gradients")]
+    stored = relax.TupleType([moment_type(size, moments)] * depth)
+    kinds = {"adapters": flat, "moments1": stored, "moments2": stored, "gradients": flat}
+    buffers = [relax.Var(name, kind) for name, kind in kinds.items()]
     hyper = relax.Var("hyper", relax.TensorType((8,), "float32"))
     with bb.function("update", [*buffers, hyper]):
         updated = []
         for i in range(depth):
             items = [bb.emit(relax.TupleGetItem(buffer, i)) for buffer in buffers]
-            updated.append(adamw(bb, items, hyper))
+            updated.append(update(bb, items, hyper, moments))
         bb.emit_func_output(relax.Tuple(updated))

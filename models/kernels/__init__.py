@@ -8,13 +8,14 @@ attributes ``fabric.kernel`` and ``fabric.params`` of its PrimFunc, by which a r
 from .attention import AttentionShape, attention
 from .bitlinear import LinearGroup, bitlinear
 from .bitlinear_vjp import bitlinear_vjp
-from .cached_attention import cached_attention
+from .cached_attention import cache_types, cached_attention
 from .decode_attention import decode_attention
 from .dropout import dropout
 from .embedding import embed
 from .fused_bitlinear import Norm, fused_bitlinear
 from .gated import gated_activation
 from .head import head_loss, logits
+from .moments import compressed_adamw, moment_type, update
 from .norm import rms_norm
 from .optimizer import accumulate, adamw, sum_squares
 from .rope import rope_table
@@ -28,7 +29,9 @@ __all__ = [
     "attention",
     "bitlinear",
     "bitlinear_vjp",
+    "cache_types",
     "cached_attention",
+    "compressed_adamw",
     "decode_attention",
     "dropout",
     "embed",
@@ -36,7 +39,9 @@ __all__ = [
     "gated_activation",
     "head_loss",
     "logits",
+    "moment_type",
     "rms_norm",
     "rope_table",
     "sum_squares",
+    "update",
 ]

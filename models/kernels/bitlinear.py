@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from tvm import relax, te, tirx
 
-from ..packing import TILE
+from ..packing import PACKINGS, TILE, TWO_BIT
 from .emit import Parameters, emit_differentiable
 
 EPSILON = 1e-5
@@ -41,6 +41,8 @@ class LinearGroup:
         Rows of each projection; N is their sum.
     adapted : tuple of bool
         Which projections carry an adapter.
+    packing : str
+        How the matrix is packed, see `models/packing.py`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class LinearGroup:
     inputs: int
     outputs: tuple[int, ...]
     adapted: tuple[bool, ...]
+    packing: str = TWO_BIT.name
 
     @property
     def rows(self) -> int:
@@ -66,10 +69,13 @@ class LinearGroup:
 
     def parameters(self, lora_scale: float) -> Parameters:
         """Return the static parameters of this group's kernels."""
+        # Only what differs from the rule is named: records of kernels know them by these.
+        packing = {} if self.packing == TWO_BIT.name else {"packing": self.packing}
         return {
             "outputs": list(self.outputs),
             "adapted": [int(a) for a in self.adapted],
             "lora_scale": float(lora_scale),
+            **packing,
         }
 
 
@@ -95,12 +101,23 @@ def segments(parameters: Parameters) -> list[Segment]:
     return found
 
 
-def weight_at(packed: te.Tensor, n: tirx.PrimExpr, k: tirx.PrimExpr) -> tirx.PrimExpr:
+def packing_of(parameters: Parameters) -> str:
+    """Return how a group's matrix is packed from its kernels' static parameters."""
+    return str(parameters.get("packing", TWO_BIT.name))
+
+
+def weight_at(packed: te.Tensor, n: tirx.PrimExpr, k: tirx.PrimExpr, packing: str) -> tirx.PrimExpr:
     """Return the int32 ternary value of row n, column k of a packed matrix."""
-    word = packed[tirx.floordiv(n, TILE), tirx.floordiv(k, TILE), tirx.floormod(n, TILE)]
-    column = tirx.floormod(k, TILE)
-    shift = 8 * tirx.floormod(column, 4) + 2 * tirx.floordiv(column, 4)
-    return ((word >> tirx.Cast("int32", shift)) & 3) - 1
+    columns = PACKINGS[packing].columns
+    word = packed[tirx.floordiv(n, TILE), tirx.floordiv(k, columns), tirx.floormod(n, TILE)]
+    column = tirx.Cast("int32", tirx.floormod(k, columns))
+    byte, digit = tirx.floormod(column, 4), tirx.floordiv(column, 4)
+    if packing == TWO_BIT.name:
+        return ((word >> (8 * byte + 2 * digit)) & 3) - 1
+    # 3 to the power of 0..4, bit by bit of the exponent.
+    power = (1 + 2 * (digit & 1)) * (1 + 4 * (digit & 2)) * (1 + 20 * (digit & 4))
+    fraction = (((word >> (8 * byte)) & 255) * power) & 255
+    return ((3 * fraction) >> 8) - 1
 
 
 def by_segment(parts: list[Segment], n: tirx.PrimExpr, value: object) -> tirx.PrimExpr:
@@ -149,7 +166,7 @@ def _up(
 
 
 def _ternary_product(
-    x: te.Tensor, packed: te.Tensor, scale: te.Tensor, parts: list[Segment]
+    x: te.Tensor, packed: te.Tensor, scale: te.Tensor, parts: list[Segment], packing: str
 ) -> te.Tensor:
     tokens, width = x.shape
     k = te.reduce_axis((0, width), "k")
@@ -167,7 +184,9 @@ def _ternary_product(
     rows = parts[-1].end
     product = te.compute(
         (tokens, rows),
-        lambda t, n: te.sum(tirx.Cast("int32", quantised[t, r]) * weight_at(packed, n, r), axis=r),
+        lambda t, n: te.sum(
+            tirx.Cast("int32", quantised[t, r]) * weight_at(packed, n, r, packing), axis=r
+        ),
         "product",
     )
     return te.compute(
@@ -188,7 +207,7 @@ def projected(
 ) -> te.Tensor:
     """Return ``(T, N)``, a group's projections of x; `lora` is nothing, A and B, or A, B and x'."""
     parts = segments(parameters)
-    base = _ternary_product(x, packed, scale, parts)
+    base = _ternary_product(x, packed, scale, parts, packing_of(parameters))
     if not lora:
         return base
     a, b = lora[:2]
@@ -216,7 +235,7 @@ def bitlinear(
     x : relax.Expr
         ``(T, K)`` float32, quantised inside.
     packed : relax.Expr
-        ``(N / 16, K / 16, 16)`` int32, see `models/packing.py`.
+        ``(N / 16, W, 16)`` int32 in the group's packing, see `models/packing.py`.
     scale : relax.Expr
         ``(S,)`` float32, one scale for each projection.
     group : LinearGroup

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 
 from tvm import relax, te, tirx
 
-from ..packing import TILE
-from .bitlinear import by_segment, down, scale_at, segments, weight_at
+from .bitlinear import by_segment, down, packing_of, scale_at, segments, weight_at
 from .emit import Parameters, emit, register_adjoint
 from .norm import Norm, normalised
 
@@ -55,16 +54,17 @@ def bitlinear_vjp(
         of the adapter ``(dx, dA, dB, dlora_input)``.
     """
     parts = segments(parameters)
-    lora_scale = float(parameters["lora_scale"])
+    lora_scale, packing = float(parameters["lora_scale"]), packing_of(parameters)
+    columns = x.ty.shape[1]
 
     def straight_through(dy: te.Tensor, packed: te.Tensor, scale: te.Tensor) -> te.Tensor:
         n = te.reduce_axis((0, parts[-1].end), "n")
         return te.compute(
-            (dy.shape[0], packed.shape[1] * TILE),
+            (dy.shape[0], columns),
             lambda t, k: te.sum(
                 dy[t, n]
                 * scale_at(scale, parts, n)
-                * tirx.Cast("float32", weight_at(packed, n, k)),
+                * tirx.Cast("float32", weight_at(packed, n, k, packing)),
                 axis=n,
             ),
             "straight_through",
@@ -132,7 +132,8 @@ def bitlinear_vjp(
         return [dx, da, db]
 
     arguments = [dy, x, packed, scale, *adapter]
-    kept = {name: parameters[name] for name in ("outputs", "adapted", "lora_scale")}
+    names = ("outputs", "adapted", "lora_scale", "packing")
+    kept = {name: parameters[name] for name in names if name in parameters}
     if norm is not None:
         arguments.insert(4, norm.weight)
         kept["epsilon"] = norm.epsilon

@@ -14,7 +14,8 @@ from tvm import relax, te, tirx
 from .emit import Parameters, emit, emit_differentiable, register_adjoint
 
 
-def _hash(value: tirx.PrimExpr) -> tirx.PrimExpr:
+def lowbias32(value: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return the hash of a uint32."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         mixed = value ^ (value >> tirx.const(shift, "uint32"))
         # In 64 bits: TVM takes a product of uint32 for one that never overflows.
@@ -29,9 +30,11 @@ def _masked(x: te.Tensor, seed: te.Tensor, salt: int, probability: float) -> te.
 
     def element(t: tirx.Var, k: tirx.Var) -> tirx.PrimExpr:
         place = tirx.Cast("uint32", t * x.shape[1] + k)
-        key = _hash(tirx.Cast("uint32", seed[0]) ^ tirx.const(salt * 0x9E3779B9 % 2**32, "uint32"))
+        key = lowbias32(
+            tirx.Cast("uint32", seed[0]) ^ tirx.const(salt * 0x9E3779B9 % 2**32, "uint32")
+        )
         return tirx.if_then_else(
-            _hash(place ^ key) >= threshold, x[t, k] * kept, tirx.const(0.0, "float32")
+            lowbias32(place ^ key) >= threshold, x[t, k] * kept, tirx.const(0.0, "float32")
         )
 
     return te.compute(x.shape, element, "dropout")

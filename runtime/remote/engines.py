@@ -140,7 +140,7 @@ class RemoteTrainingEngine:
         self._load("load_adapter_tensors", tensors)
 
     def _load(self, name: str, tensors: Tensors) -> None:
-        copies = {key: np.array(array, np.float32) for key, array in tensors.items()}
+        copies = {key: np.array(array) for key, array in tensors.items()}
         self._call(name, {}, copies)
         self._begin_again(Call(f"train.{name}", {}, copies))
 
@@ -202,6 +202,13 @@ class RemoteInferenceEngine:
         """Empty the cache."""
         self._station.call(Call("write.reset"))
         self._station.journal, self._position = [], 0
+
+    def rewind(self, position: int) -> None:
+        """Forget what the cache has after its first `position` tokens."""
+        call = Call("write.rewind", {"position": int(position)})
+        self._station.call(call)
+        self._station.journal.append(call)
+        self._position = int(position)
 
     def _append(self, call: Call) -> npt.NDArray[np.float32]:
         """Append tokens, the way they are appended again if need be: same calls, same bits."""

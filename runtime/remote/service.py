@@ -55,6 +55,7 @@ class Service:
             "train.load_adapter_tensors": self._load_adapter_tensors,
             "write.open": self._open_writing,
             "write.reset": self._reset,
+            "write.rewind": self._rewind,
             "write.prefill": self._prefill,
             "write.decode": self._decode,
             "measure.open": self._open_measurement,
@@ -163,6 +164,10 @@ class Service:
 
     def _reset(self, values: dict[str, Any], arrays: Arrays) -> Reply:
         self._writes.reset()
+        return {}, {}
+
+    def _rewind(self, values: dict[str, Any], arrays: Arrays) -> Reply:
+        self._writes.rewind(values["position"])
         return {}, {}
 
     def _prefill(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> Reply:

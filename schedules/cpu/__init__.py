@@ -14,6 +14,7 @@ from . import (
     gated,
     head_loss,
     logits,
+    moments,
     norm,
     optimizer,
 )
@@ -35,6 +36,7 @@ RULES: list[Rule] = [
     Rule("accumulate", optimizer.accumulate),
     Rule("sum_squares", optimizer.sum_squares),
     Rule("adamw", optimizer.adamw),
+    Rule("compressed_adamw", moments.adamw),
     Rule("attention", attention.attention),
     Rule("attention_vjp", attention_vjp.attention_vjp),
     Rule("append_kv", append_kv.append_kv),

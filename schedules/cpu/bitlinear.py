@@ -48,6 +48,10 @@ FEW = 4
 """Up to this many tokens, unpacking in registers is cheaper than unpacking to memory."""
 PARALLEL_PRODUCT = 1 << 20
 """8-bit multiply-adds of few tokens from which on the threads are worth waking."""
+MOST_FRACTIONS = 16
+"""Sums of fractions in registers; each row of a token has two."""
+MOST_FRACTION_COLUMNS = 1 << 14
+"""Columns up to which three times a sum of fractions fits 32 bits."""
 CHAINS = 8
 """Accumulators that hide the latency of a product."""
 
@@ -84,8 +88,9 @@ class _Quantised:
     def __init__(self, isa: Isa, linear: Linear) -> None:
         self.isa, self.linear = isa, linear
         self.tokens, self.columns = shape(linear.y)[0], linear.columns
-        words = self.columns // TILE * isa.dot.steps
-        self.words = T.alloc_buffer((self.tokens, words), isa.dot.dtype)
+        packing = linear.packing
+        self.padded = packing.words(self.columns) * packing.columns
+        self.words = T.alloc_buffer((self.tokens, self.padded // isa.dot.columns), isa.dot.dtype)
         self.sum = T.alloc_buffer((self.tokens,), isa.dot.sum_dtype)
         self.step = T.alloc_buffer((self.tokens,), "float32")
         self.x = linear.x if linear.is_plain else T.alloc_buffer((self.tokens, self.columns))
@@ -130,12 +135,14 @@ class _Quantised:
         factor = bind(tirx.const(127.0, "float32") / bound)
         total = Tile(1, 1, lanes, "int32")
         total.fill()
-        stored = dot.steps * lanes // TILE
+        stored = lanes // dot.columns
         with loop(self.columns // lanes) as k:
             # At most 127 (1 + 2^-23) before rounding: no clipping is left to do.
             value = bind(rounded(load(x, t, k * lanes, lanes=lanes) * splat(factor, lanes)))
             total[0, 0] = total[0, 0] + value
             store(self.words, dot.activations(value), t, k * stored)
+        for place in range(self.columns // dot.columns, self.padded // dot.columns):
+            store(self.words, tirx.const(0, dot.dtype), t, place)
         sum_ = horizontal(total[0, 0], lambda a, b: a + b)
         store(self.sum, T.cast(sum_, dot.sum_dtype), t)
 
@@ -201,7 +208,9 @@ class _Product:
         self.isa, self.parts, self.quantised, self.lora = isa, linear.parts, quantised, lora
         self.packed, self.scales = linear.packed, linear.scales
         self.residual, self.y = linear.residual, linear.y
-        self.tokens, self.tiles = quantised.tokens, quantised.columns // TILE
+        self.tokens, self.packing = quantised.tokens, linear.packing
+        self.words = self.packing.words(quantised.columns)
+        self.steps = self.packing.columns // isa.dot.columns
         self.rows = self.parts[-1].end
         self.few = static(self.tokens) is not None and self.tokens <= FEW
         # Few tokens are one tile's height; how many rows at once, and in how many chains, is open:
@@ -212,11 +221,13 @@ class _Product:
         else:
             self.height, self.width = choose("tile", dot.tiles, dot.tile)
         self.chains = choose("chains", (0, 1, 2, 4), 0) if self.few else 0
-        self.group = choose("group", (1,) if dot.group == 1 else (1, 2, 4), dot.group)
+        # Steps that a group does not divide are better taken one by one.
+        group = 1 if self.steps % dot.group and not dot.widens else dot.group
+        self.group = choose("group", (1,) if dot.group == 1 else (1, 2, 4), group)
 
     def emit(self) -> None:
         """Emit the product of all rows with all tokens."""
-        work, parallel = self.rows * self.tiles * TILE, True
+        work, parallel = self.rows * self.quantised.columns, True
         if self.few:
             parallel = work * self.tokens >= PARALLEL_PRODUCT
         row_tiles(self.rows // self.isa.lanes, self.width, self._panel, parallel)
@@ -247,49 +258,87 @@ class _Product:
             unpacked()
 
     def _unpack(self, rows: list[Expr]) -> Buffer:
-        """Emit the unpacking of rows; the buffer is ``(K / 16, steps, width, lanes)``."""
+        """Emit the unpacking of rows; the buffer is ``(words, steps, width, lanes)``."""
         lanes, dot = self.isa.lanes, self.isa.dot
-        panel = T.alloc_buffer((self.tiles, dot.steps, len(rows), lanes), dot.dtype)
-        with loop(self.tiles) as k:
+        panel = T.alloc_buffer((self.words, self.steps, len(rows), lanes), dot.dtype)
+        with loop(self.words) as k:
             for v, row in enumerate(rows):
                 words = bind(row_words(self.packed, row, k, lanes))
-                for step in range(dot.steps):
-                    store(panel, dot.codes(words, step), k, step, v, 0)
+                for step, codes in enumerate(dot.codes(words, self.packing)):
+                    store(panel, codes, k, step, v, 0)
         return panel
 
     def _tile(self, token: Expr, height: int, rows: list[Expr], panel: Buffer | None) -> None:
         """Emit `height` tokens by the rows, from unpacked or from packed codes."""
         lanes, dot, width = self.isa.lanes, self.isa.dot, len(rows)
+        if panel is None and self._has_fractions(height * width):
+            self._finish(self._fractions(token, height, rows), token, rows)
+            return
         # A chain of products is as slow as their latency: short tiles keep several chains.
         chains = self.chains or (2 if height * width <= CHAINS else 1)
         group = max(self.group // chains, 1)
         tiles = [Tile(height, width, lanes, dot.sum_dtype) for _ in range(chains)]
         for tile in tiles:
             tile.fill()
-        with loop(self.tiles) as k:
-            words = [None] * width
+        with loop(self.words) as k:
+            unpacked: list[list[Expr]] = []
             if panel is None:
                 words = [bind(row_words(self.packed, row, k, lanes)) for row in rows]
-            for first in range(0, dot.steps, group):
-                steps, sums = range(first, first + group), tiles[first // group % chains]
+                unpacked = [dot.codes(word, self.packing) for word in words]
+            for first in range(0, self.steps, group):
+                steps = range(first, min(first + group, self.steps))
+                sums = tiles[first // group % chains]
                 for v in range(width):
                     codes = [
-                        bind(
-                            dot.codes(words[v], step)
-                            if panel is None
-                            else load(panel, k, step, v, 0, lanes=lanes)
-                        )
+                        unpacked[v][step]
+                        if panel is None
+                        else bind(load(panel, k, step, v, 0, lanes=lanes))
                         for step in steps
                     ]
                     for i in range(height):
                         values = [
-                            self.quantised.words[token + i, k * dot.steps + step] for step in steps
+                            self.quantised.words[token + i, k * self.steps + step] for step in steps
                         ]
                         sums[i, v] = dot.accumulate(sums[i, v], codes, values)
         for i, v in tiles[0]:
             for tile in tiles[1:]:
                 tiles[0][i, v] = tiles[0][i, v] + tile[i, v]
         self._finish(tiles[0], token, rows)
+
+    def _has_fractions(self, sums: int) -> bool:
+        """Return whether :meth:`_fractions` is right and has registers for so many sums."""
+        fits = 2 * sums <= MOST_FRACTIONS and self.quantised.columns <= MOST_FRACTION_COLUMNS
+        return self.packing.base3 and self.isa.dot.unsigned and fits
+
+    def _fractions(self, token: Expr, height: int, rows: list[Expr]) -> Tile:
+        """Emit the products of base-3 words whose digits are never taken out.
+
+        With ``v`` the fraction of a byte and ``v' = 3 v mod 256`` that of the digits after the
+        first, the first digit is ``(3 v - v') / 256``: so two products with fractions, and one
+        division at the end, stand for the unpacking of every digit.
+        """
+        lanes, dot, width = self.isa.lanes, self.isa.dot, len(rows)
+        before, after = (Tile(height, width, lanes, dot.sum_dtype) for _ in range(2))
+        before.fill()
+        after.fill()
+
+        def tripled(words: Expr) -> Expr:
+            octets = T.reinterpret(f"uint8x{4 * lanes}", words)
+            return bind(T.reinterpret(f"int32x{lanes}", octets + octets + octets))
+
+        with loop(self.words) as k:
+            fractions = [bind(row_words(self.packed, row, k, lanes)) for row in rows]
+            for step in range(self.steps):
+                following = [tripled(words) for words in fractions]
+                for i, v in before:
+                    value = [self.quantised.words[token + i, k * self.steps + step]]
+                    before[i, v] = dot.accumulate(before[i, v], [fractions[v]], value)
+                    after[i, v] = dot.accumulate(after[i, v], [following[v]], value)
+                fractions = following
+        three, eight = (splat(tirx.const(c, "int32"), lanes) for c in (3, 8))
+        for i, v in before:
+            before[i, v] = (before[i, v] * three - after[i, v]) >> eight
+        return before
 
     def _finish(self, sums: Tile, token: Expr, rows: list[Expr]) -> None:
         """Emit the scale, the adapters, the residual and the store of a tile."""

@@ -16,12 +16,12 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..decisions import choose
-from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..ternary import TILE, Packing, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, build, load, loop, shape, splat, store
 from .isa import Isa
 from .low_rank import dot_products
 from .microkernel import Tile, accumulate, row_tiles
-from .ternary import column_codes
+from .ternary import row_codes
 
 CHUNK = 8
 """Packed tiles of rows in a chunk by default: with 64 columns 32 KiB of float32."""
@@ -35,17 +35,19 @@ def panels(
     if not aligned(parts):
         return None
     isa, scale = Isa(target), float(parameters["lora_scale"])
+    packing = Packing.of(parameters)
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
         if len(rest) == 1:
-            _input_adjoint(isa, parts, dy, packed, scales, rest[0], None)
+            _input_adjoint(isa, parts, packing, dy, packed, scales, rest[0], None)
             return
         separate = len(rest) == 7
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
         outputs = rest[3:] if separate else rest[2:]
         lora = _Lora(isa, parts, scale, dy, lora_input, a, b)
         lora.thin_products()
-        _input_adjoint(isa, parts, dy, packed, scales, outputs[0], None if separate else lora)
+        through = None if separate else lora
+        _input_adjoint(isa, parts, packing, dy, packed, scales, outputs[0], through)
         lora.gradients(*outputs[1:])
 
     return build(function, body)
@@ -54,6 +56,7 @@ def panels(
 def _input_adjoint(
     isa: Isa,
     parts: list[Segment],
+    packing: Packing,
     dy: Buffer,
     packed: Buffer,
     scales: Buffer,
@@ -67,6 +70,7 @@ def _input_adjoint(
 
     def panel(first: Expr, wide: int) -> None:
         column = bind(first * lanes)
+        codes = [row_codes(packing, bind(column + v * lanes), lanes) for v in range(wide)]
 
         def place(token: Expr) -> Callable[[int, int], tuple[Any, ...]]:
             return lambda i, v: (dx, token + i, column + v * lanes)
@@ -84,7 +88,7 @@ def _input_adjoint(
             if parts[-1].end % rows:
                 rows = bind(T.min(T.int64(rows), parts[-1].end - row))
             weights = T.alloc_buffer((most, wide * lanes), "float32")
-            _unpack(isa, parts, packed, scales, weights, row, rows, column)
+            _unpack(isa, parts, packed, scales, weights, row, rows, codes)
 
             def tile(token: Expr, high: int) -> None:
                 sums = Tile(high, wide, lanes)
@@ -120,19 +124,21 @@ def _unpack(
     weights: Buffer,
     row: Expr,
     rows: Expr,
-    column: Expr,
+    codes: list[Callable[[Buffer, Expr], Expr]],
 ) -> None:
-    """Emit ``weights[r, c] = (scale W)[row + r, column + c]`` for r below `rows`."""
+    """Emit ``weights[r, c] = (scale W)[row + r, column + c]`` for r below `rows`.
+
+    `codes` reads each vector of these columns from a row.
+    """
     lanes = isa.lanes
     with loop(rows // TILE) as tile:
         first = bind(row + tile * TILE)
         scale = bind(splat(by_segment(parts, first, lambda p: scales[p.index]), lanes))
         with loop(TILE) as r:
-            for offset in range(0, shape(weights)[1], lanes):
-                codes = column_codes(packed, first + r, bind(column + offset), lanes)
+            for v, read in enumerate(codes):
                 # Exact for the codes 0, 1 and 2.
-                value = T.cast(codes, f"float32x{lanes}") * scale - scale
-                store(weights, value, tile * TILE + r, offset)
+                value = T.cast(read(packed, first + r), f"float32x{lanes}") * scale - scale
+                store(weights, value, tile * TILE + r, v * lanes)
 
 
 class _Lora:

@@ -25,6 +25,7 @@ from ..tir import (
     build,
     horizontal,
     int64,
+    lanes_of,
     load,
     loop,
     shape,
@@ -71,8 +72,11 @@ class CachedAttention:
         rope: Buffer,
         keys: Buffer,
         values: Buffer,
-        out: Buffer,
+        *rest: Buffer,
     ) -> None:
+        *scales, out = rest
+        self.key_scales: Buffer | None = scales[0] if scales else None
+        self.value_scales: Buffer | None = scales[1] if scales else None
         self.heads, self.qkv, self.rope, self.out = heads, qkv, rope, out
         self.sequence, self.position, self.keys, self.values = sequence, position, keys, values
         self.tokens, self.capacity = shape(qkv)[0], shape(values)[2]
@@ -179,8 +183,13 @@ class CachedAttention:
                 tile,
                 heads.head_dim,
                 lambda r, d: query[r, d],
-                lambda d, v: load(self.keys, s, kv, d, (first + v) * n, lanes=n),
+                lambda d, v: _float(load(self.keys, s, kv, d, (first + v) * n, lanes=n)),
             )
+            if self.key_scales is not None:
+                for v in range(width):
+                    scale = bind(load(self.key_scales, s, kv, (first + v) * n, lanes=n))
+                    for r in range(height):
+                        tile[r, v] = tile[r, v] * scale
             for r, v in tile:
                 lane = splat(T.cast((first + v) * n, "int32"), n) + ramp
                 value = T.Select(lane <= splat(places[r], n), tile[r, v], splat(MASKED, n))
@@ -217,8 +226,12 @@ class CachedAttention:
 
         def add(tile: Tile, j: Expr) -> None:
             rights = [
-                bind(load(self.values, s, kv, j, column + v * n, lanes=n)) for v in range(width)
+                bind(_float(load(self.values, s, kv, j, column + v * n, lanes=n)))
+                for v in range(width)
             ]
+            if self.value_scales is not None:
+                scale = bind(splat(self.value_scales[s, kv, j], n))
+                rights = [bind(right * scale) for right in rights]
             for r, v in tile:
                 tile[r, v] = tile[r, v] + splat(weights[r, j], n) * rights[v]
 
@@ -232,6 +245,13 @@ class CachedAttention:
                 for tile in tiles[1:]:
                     tiles[0][r, v] = tiles[0][r, v] + tile[r, v]
         return tiles[0]
+
+
+def _float(vector: Expr) -> Expr:
+    """Return lanes of the cache as float32."""
+    if str(vector.ty.dtype).startswith("float32"):
+        return vector
+    return T.cast(vector, f"float32x{lanes_of(vector)}")
 
 
 def _wide_panels(heads: Heads, height: int) -> list[tuple[int, int]]:

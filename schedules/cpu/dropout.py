@@ -17,7 +17,7 @@ def _unsigned(number: int, lanes: int, dtype: str = "uint32") -> Expr:
     return splat(tirx.const(number, dtype), lanes)
 
 
-def _hash(value: Expr, lanes: int) -> Expr:
+def lowbias32(value: Expr, lanes: int) -> Expr:
     """Return `lowbias32` of each lane; the meaning is in ``models/kernels/dropout.py``."""
     suffix = f"x{lanes}" if lanes > 1 else ""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -39,14 +39,14 @@ def dropout(
 
     def body(x: Buffer, seed: Buffer, y: Buffer) -> None:
         rows, columns = shape(x)
-        key = _hash(T.cast(seed[0], "uint32") ^ _unsigned(salt, 1), 1)
+        key = lowbias32(T.cast(seed[0], "uint32") ^ _unsigned(salt, 1), 1)
 
         def row(t: Expr) -> None:
             def mask(k: Expr, n: int) -> None:
                 place = T.cast(t * columns + k, "uint32")
                 if n > 1:
                     place = splat(place, n) + constants(list(range(n)), "uint32")
-                large = _hash(place ^ splat(key, n), n) >= _unsigned(threshold, n)
+                large = lowbias32(place ^ splat(key, n), n) >= _unsigned(threshold, n)
                 value = load(x, t, k, lanes=n) * splat(kept, n)
                 store(y, T.Select(large, value, splat(0.0, n)), t, k)
 

@@ -9,7 +9,9 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..decisions import choose
+from ..ternary import Packing
 from ..tir import Expr, bind, splat
+from .ternary import digits
 
 _MANY_TILES = (
     (6, 4), (4, 4), (4, 5), (4, 6), (5, 5), (3, 8), (7, 3), (8, 3), (9, 3), (10, 2), (12, 2),
@@ -74,10 +76,10 @@ def vector_lanes(target: Target) -> int:
 class DotProduct:
     """Products of activations with the codes 0, 1, 2 of ternary weights, rows as lanes.
 
-    A packed tile is 16 columns. They are taken in `steps` of ``16 / steps`` columns; the operand of
-    a step holds these columns of one row in each lane. This class is the portable one: float32
-    lanes with the values of integers, one column a step. Its sums stay below 2^24, so exact, as
-    long as a row has fewer than 65536 columns.
+    The columns of a packed word are taken in steps of `columns`; the operand of a step holds these
+    columns of one row in each lane. This class is the portable one: float32 lanes with the values
+    of integers, one column a step. Its sums stay below 2^24, so exact, as long as a row has fewer
+    than 65536 columns.
 
     Attributes
     ----------
@@ -85,27 +87,37 @@ class DotProduct:
         Of the lanes of an operand and of the words in which activations are stored.
     sum_dtype : str
         Of the accumulators.
-    steps : int
-        Steps in a packed tile, and words in 16 stored activations.
+    columns : int
+        Columns of a step, and activations of a stored word.
     group : int
         Steps to accumulate at once.
+    widens : bool
+        Whether a group of steps takes fewer instructions than its steps one by one.
+    unsigned : bool
+        Whether the operands of codes may be any unsigned bytes, their products summed in 32 bits.
     tile : tuple of int
         Height and width of the largest register tile that leaves room for a group's operands.
     tiles : tuple of tuple of int
         Others of about that size.
     """
 
-    dtype, sum_dtype, steps, group = "float32", "float32", 16, 1
+    dtype, sum_dtype, columns, group = "float32", "float32", 1, 1
+    widens = unsigned = False
     tile: tuple[int, int] = (4, 2)
     tiles: tuple[tuple[int, int], ...] = ((4, 2), (2, 2), (3, 2), (5, 2), (6, 2), (3, 3), (2, 4))
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
 
-    def codes(self, words: Expr, step: int) -> Expr:
-        """Return the operand of a step from the int32 words of `lanes` rows of a packed tile."""
-        shift, mask = 8 * (step % 4) + 2 * (step // 4), 3
-        return T.cast(self._masked(words, shift, mask), f"float32x{self.lanes}")
+    def codes(self, words: Expr, packing: Packing) -> list[Expr]:
+        """Return the operands of all steps of the int32 words of `lanes` rows."""
+        found = []
+        for digit in digits(words, packing):
+            for byte in range(4):
+                shifted = digit >> self._constant(8 * byte) if byte else digit
+                code = shifted & self._constant(3)
+                found.append(bind(T.cast(code, f"float32x{self.lanes}")))
+        return found
 
     def activations(self, quantised: Expr) -> Expr:
         """Return the stored words of adjacent activations, given as int32 lanes."""
@@ -117,23 +129,19 @@ class DotProduct:
             total = total + code * splat(word, self.lanes)
         return total
 
-    def _masked(self, words: Expr, shift: int, mask: int) -> Expr:
-        def constant(number: int) -> Expr:
-            return splat(tirx.const(number, "int32"), self.lanes)
-
-        shifted = words >> constant(shift) if shift else words
-        return shifted & constant(mask)
+    def _constant(self, number: int) -> Expr:
+        return splat(tirx.const(number, "int32"), self.lanes)
 
 
 class _ByteDotProduct(DotProduct):
     """Four columns a step: the bytes of a 32-bit lane."""
 
-    dtype, sum_dtype, steps, group = "int32", "int32", 4, 4
+    dtype, sum_dtype, columns, group = "int32", "int32", 4, 4
     tile = (6, 4)
     tiles: tuple[tuple[int, int], ...] = _MANY_TILES
 
-    def codes(self, words: Expr, step: int) -> Expr:
-        return self._masked(words, 2 * step, 0x03030303)
+    def codes(self, words: Expr, packing: Packing) -> list[Expr]:
+        return digits(words, packing)
 
     def activations(self, quantised: Expr) -> Expr:
         lanes, words = self.lanes, self.lanes // 4
@@ -154,6 +162,8 @@ class _ByteDotProduct(DotProduct):
 
 class Vnni(_ByteDotProduct):
     """AVX-512 VNNI: unsigned codes by signed activations, four products added to each lane."""
+
+    unsigned = True
 
     def _multiply(self, total: Expr, code: Expr, word: Expr) -> Expr:
         return T.call_llvm_pure_intrin(
@@ -176,7 +186,7 @@ class MultiplyAddBytes(_ByteDotProduct):
     A 16-bit lane holds two products of at most 2 * 128 for each of at most four steps.
     """
 
-    tile, tiles = DotProduct.tile, DotProduct.tiles
+    tile, tiles, widens = DotProduct.tile, DotProduct.tiles, True
 
     def accumulate(self, total: Expr, codes: Sequence[Expr], words: Sequence[Expr]) -> Expr:
         """Return `total` plus the products of at most four steps."""

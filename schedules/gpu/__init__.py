@@ -17,6 +17,7 @@ from . import (
     head_loss,
     head_units,
     logits,
+    moments,
     norm,
     optimizer,
     straight_matrix,
@@ -55,6 +56,7 @@ RULES: list[Rule] = [
     Rule("accumulate", optimizer.accumulate),
     Rule("sum_squares", optimizer.sum_squares),
     Rule("adamw", optimizer.adamw),
+    Rule("compressed_adamw", moments.adamw),
     Rule("*", default),
 ]
 """Tried in order; the last takes elementwise programs and reductions of any kernel."""

@@ -13,7 +13,7 @@ from tvm import tirx
 
 from ...targets import Target
 from ..linear import Linear
-from ..ternary import TILE, aligned, segments
+from ..ternary import aligned, segments
 from ..tir import Buffer, branch, shape, static
 from .kernel import Gpu, build
 from .quantise import Tokens
@@ -45,7 +45,7 @@ def few_tokens(
 
     def body(*buffers: Buffer) -> None:
         linear = Linear.of(parameters, buffers)
-        plan = layout(gpu, parts, linear.columns // TILE, cores(gpu))
+        plan = layout(gpu, parts, linear.packing.words(linear.columns), cores(gpu))
         product = RowProduct(plan, linear)
 
         def two() -> None:

@@ -1,6 +1,6 @@
 """The adjoint of a group of ternary projections with their adapters.
 
-The input's adjoint is one product whose right factor is unpacked from the 2-bit weights on its way
+The input's adjoint is one product whose right factor is unpacked from the packed weights on its way
 to shared memory, so the matrix is read along the axis it is not stored for without a copy. Two
 launches do everything: the first has that product's partial sums and the adapters' thin factors u
 and du, the second adds the parts up, takes du A in, and has the adapters' gradients.
@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..ternary import TILE, Packing, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, lanes_of, shape, splat, static
 from .gemm import Finish, Product, store_vector
 from .gemm_tile import Tile, split_count
@@ -28,6 +28,7 @@ from .kernel import Gpu, build, ceil_div, scratch
 from .lora_gradients import FEW, Skinny, emit_gradients
 from .norm import emit_norm
 from .operand import HALF, HALVES, VECTOR, Operand, depth_major, row_major, shifted
+from .packed import COLUMNS, Columns
 from .vectors import LANES, fours
 from .work import Work, launch_works
 
@@ -54,6 +55,7 @@ def tiles(
     gpu, scale = Gpu(target), float(parameters["lora_scale"])
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        matrix, columns = Columns(packed, Packing.of(parameters)), shape(x)[1]
         outer = _Outer(gpu, parts, dy, scales)
         if "epsilon" in parameters:
             normed = scratch(shape(x))
@@ -62,7 +64,7 @@ def tiles(
         if len(rest) == 1:
             if outer.works:
                 launch_works(outer.works)
-            _without_adapter(_straight_through(gpu, outer, packed), rest[0])
+            _without_adapter(_straight_through(gpu, outer, matrix, columns), rest[0])
             return
         separate = len(rest) == 7
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
@@ -73,7 +75,7 @@ def tiles(
             launch_works([*thin, *outer.works])
             thin = []
         groups = [static(work.groups) or 0 for work in thin]
-        main = _straight_through(gpu, outer, packed, beside=sum(groups))
+        main = _straight_through(gpu, outer, matrix, columns, beside=sum(groups))
         sums = main.parts()
         launch_works([*thin, main.partial_work(main.keep(sums))])
         if separate:
@@ -134,18 +136,25 @@ class _Outer:
         return value * splat(scale, LANES)
 
 
-def _straight_through(gpu: Gpu, outer: _Outer, packed: Buffer, beside: int = 0) -> Product:
+def _straight_through(
+    gpu: Gpu, outer: _Outer, matrix: Columns, columns: int, beside: int = 0
+) -> Product:
     """Return the product ``(dy scale) W``."""
     weights = _half_weights if gpu.halves else _weights
+
+    def unpack(fetched: Expr, k: Expr, n: Expr) -> list[Expr]:
+        word = matrix.word(fetched, k // COLUMNS)
+        return [weights(word, group) for group in range(COLUMNS // LANES)]
+
     right = Operand(
-        lambda k, n: packed[n // TILE, k // TILE, n % TILE],
+        lambda k, n: matrix.fetch(n, k // COLUMNS),
         along_depth=False,
-        width=TILE,
-        dtype="int32",
-        unpack=lambda word, k, n: [weights(word, group) for group in range(TILE // LANES)],
+        width=COLUMNS,
+        dtype=matrix.dtype,
+        unpack=unpack,
         element=HALF if gpu.halves else "float32",
     )
-    size = (outer.tokens, shape(packed)[1] * TILE, outer.rows)
+    size = (outer.tokens, columns, outer.rows)
     return Product(gpu, *size, outer.operand, right, beside=beside)
 
 

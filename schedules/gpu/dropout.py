@@ -18,7 +18,7 @@ def _unsigned(number: int, dtype: str = "uint32") -> Expr:
     return tirx.const(number, dtype)
 
 
-def _hash(value: Expr) -> Expr:
+def lowbias32(value: Expr) -> Expr:
     """Return `lowbias32` of a scalar; the meaning is in ``models/kernels/dropout.py``."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         mixed = bind(value ^ (value >> _unsigned(shift)))
@@ -41,14 +41,14 @@ def dropout(
         rows, columns = shape(x)
 
         def mask(t: Expr, k: Expr, lanes: int) -> None:
-            key = _hash(T.Cast("uint32", seed[0]) ^ _unsigned(salt))
+            key = lowbias32(T.Cast("uint32", seed[0]) ^ _unsigned(salt))
             place = bind(t * columns + k)
 
             value = bind(load(x, t, k, lanes=lanes) * constant(kept, lanes))
 
             def masked(index: int) -> Expr:
                 element = value if lanes == 1 else lane(value, index)
-                large = _hash(T.Cast("uint32", place + index) ^ key) >= _unsigned(threshold)
+                large = lowbias32(T.Cast("uint32", place + index) ^ key) >= _unsigned(threshold)
                 return bind(T.Select(large, element, constant(0.0, 1)))
 
             parts = [masked(index) for index in range(lanes)]

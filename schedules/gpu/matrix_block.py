@@ -37,12 +37,15 @@ class Factor(Protocol):
         Whether its rows are the depth; else they are the columns of the result.
     words : int
         Packed words of a step.
+    dtype : str
+        Of what is fetched of them.
     """
 
     rows: int
     columns: int
     by_row: bool
     words: int
+    dtype: str
 
     def fetch(self, index: Expr, step: Expr) -> Expr:
         """Return one of a step's packed words."""
@@ -120,7 +123,7 @@ class MatrixBlock:
         sums = Fragments(self.unit, SUM, high * wide)
         sums.clear()
         self.held = registers([self._turns(self.tile.rows * self.step)], f"int32x{LANES}")
-        self.words = registers([self._turns(self.right.words)], "int32")
+        self.words = registers([self._turns(self.right.words)], self.right.dtype)
         self._fetch(begin)
         self._put(0)
         barrier()

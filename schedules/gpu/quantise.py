@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..linear import Linear
+from ..ternary import TWO_BIT, Packing
 from ..tir import Buffer, Expr, bind, lanes_of, shape, static, when
 from .kernel import Gpu, ceil_div, dot4, launch, loop, registers, scratch
 from .operand import VECTOR
@@ -83,6 +84,28 @@ def dot(left: Expr, right: Expr, total: Expr) -> Expr:
     return total
 
 
+def integers(words: Buffer, packing: Packing) -> Callable[..., list[Expr]]:
+    """Return a function of an index in `words`, whose last axis counts the words of a matrix' row.
+
+    It reads the tokens' integers that belong to one of these, a word for each digit.
+    """
+    if packing.base3:
+
+        def each(*index: Expr) -> list[Expr]:
+            first = index[-1] * packing.digits
+            places = [(*index[:-1], first + f) for f in range(packing.digits)]
+            return [bind(words[place]) for place in places]
+
+        return each
+    vectors = fours(words)
+
+    def read(*index: Expr) -> list[Expr]:
+        vector = bind(vectors[index])
+        return [lane(vector, f) for f in range(packing.digits)]
+
+    return read
+
+
 def put_word(words: Buffer, value: Expr, token: Expr, word: Expr, order: Order | None) -> None:
     """Emit the store of a word, or a vector of words, of a token of ``(T', W)`` words or vectors.
 
@@ -104,7 +127,7 @@ class Tokens:
     ----------
     words : Buffer
         ``(T', K / 4)`` int32; T' is T rounded up to a multiple of `multiple`, and what lies beyond
-        T is of no use.
+        T is of no use. Rows end with zeros where the packing's last word goes beyond K.
     step : Buffer
         ``(T',)`` float32, ``bound / 127``.
     sum : Buffer
@@ -128,6 +151,8 @@ class Tokens:
         Whose gate and norm x passes first; `lora_input` is x then.
     order : callable, optional
         Where the words go; None for the order of the columns.
+    packing : Packing
+        Of the matrix, whose words decide how the integers are read.
     """
 
     def __init__(
@@ -139,8 +164,9 @@ class Tokens:
         lora_input: Buffer,
         fused: Linear | None = None,
         order: Order | None = None,
+        packing: Packing = TWO_BIT,
     ) -> None:
-        self.order = order
+        self.order, self.packing = order, packing
         self.gpu, self.x, self.a, self.lora_input, self.fused = gpu, x, a, lora_input, fused
         self.tokens, self.columns = shape(x)
         if fused is not None:
@@ -156,7 +182,8 @@ class Tokens:
             most = room // (WORD * gpu.threads * self.height)
             self.ranks = next((ranks for ranks in (RANKS, 4, 2) if ranks <= most), 1)
         self.padded = ceil_div(self.tokens, multiple) * multiple
-        self.words = scratch([self.padded, self.columns // LANES], "int32")
+        self.width = packing.words(self.columns) * packing.digits
+        self.words = scratch([self.padded, self.width], "int32")
         self.step = scratch([self.padded])
         self.sum = scratch([self.padded], "int32")
         self.down: Buffer = None
@@ -164,12 +191,27 @@ class Tokens:
             self.adapters, self.rank, _ = shape(a)
             self.down = scratch([self.padded, self.adapters, self.rank])
 
+    def reader(self) -> Callable[[Expr, Expr], list[Expr]]:
+        """Return ``words(token, place)``, a token's integers at a place of a matrix' row."""
+        return integers(self.words, self.packing)
+
     @classmethod
-    def of(cls, gpu: Gpu, linear: Linear, multiple: int, order: Order | None = None) -> Tokens:
-        """Return the tokens of a group of projections, after its gate and norm."""
+    def of(
+        cls,
+        gpu: Gpu,
+        linear: Linear,
+        multiple: int,
+        order: Order | None = None,
+        packing: Packing | None = None,
+    ) -> Tokens:
+        """Return the tokens of a group of projections, after its gate and norm.
+
+        They are laid out for another packing than the matrix' where one is named.
+        """
         lora_input = linear.x if linear.lora_input is None else linear.lora_input
         fused = None if linear.is_plain else linear
-        return cls(gpu, linear.x, multiple, linear.a, lora_input, fused, order)
+        packing = packing or linear.packing
+        return cls(gpu, linear.x, multiple, linear.a, lora_input, fused, order, packing)
 
     def emit(self, lora_scale: float) -> None:
         """Emit the launch that fills the buffers."""
@@ -304,6 +346,11 @@ class Tokens:
                 when(kept, partial(put_word, self.words, packed, self.first + i, place, self.order))
 
         self._each(put)
+        if self.width > self.vectors:
+            kept = tirx.all(mine, self.thread < self.width - self.vectors)
+            for i in range(height):
+                place = [self.first + i, self.vectors + self.thread]
+                when(kept, partial(T.buffer_store, self.words, 0, place))
         sums = reduction(self.gpu, self.threads, self.thread, height, "int32")
         sums.put([total[i] for i in range(height)])
 

@@ -17,7 +17,7 @@ from ..ternary import by_segment
 from ..tir import Buffer, Expr, bind, branch, shape, when
 from .kernel import Gpu, barrier, ceil_div, loop, registers, shared
 from .prologue import Prologue, squares
-from .quantise import LEVELS, RANKS, bound_of, divide, dot, largest, word
+from .quantise import LEVELS, RANKS, bound_of, divide, dot, integers, largest, word
 from .reduction import reduction
 from .ternary_rows import Layout
 from .vectors import LANES, fours, only
@@ -83,7 +83,9 @@ class SingleToken:
         maxima.put([bind(top)])
         self.bound = bound_of(maxima.get())
         factor = divide(T.float32(LEVELS), self.bound)
-        self.words = shared([self.vectors], "int32")
+        packing = self.linear.packing
+        padded = packing.words(self.linear.columns) * packing.digits
+        self.words = shared([padded], "int32")
 
         for place, there, value in zip(places, inside, values, strict=True):
             packed = word(value, factor)
@@ -91,12 +93,16 @@ class SingleToken:
                 T.buffer_store(self.words, packed, [place])
             else:
                 when(there, partial(T.buffer_store, self.words, packed, [place]))
+        if padded > self.vectors:
+            place = self.vectors + self.thread
+            clear = partial(T.buffer_store, self.words, 0, [place])
+            when(place < padded, clear)
         barrier()
-        self.read = fours(self.words)
+        self.read = integers(self.words, packing)
 
-    def integers(self, token: int, step: Expr) -> Expr:
-        """Return 16 of the token's integers."""
-        return self.read[step]
+    def integers(self, token: int, step: Expr) -> list[Expr]:
+        """Return the token's integers at one place of the matrix."""
+        return self.read(step)
 
     def step(self, token: int) -> Expr:
         """Return what an integer stands for."""

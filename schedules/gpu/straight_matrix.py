@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..ternary import TILE, Packing, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, shape, splat, static, when
 from . import warpgroup_tile
 from .bitlinear_vjp import Lora
@@ -22,6 +22,7 @@ from .kernel import Gpu, build, ceil_div, launch, loop, registers, scratch
 from .lora_gradients import emit_gradients
 from .matrix_plan import Corner, Plan, UnitPlan, WarpgroupPlan
 from .matrix_tile import SPLITS, MatrixTile, choose
+from .packed import COLUMNS, Columns
 from .share import Share
 from .ternary_matrix import FEWEST
 from .thin_factors import Normed, Thin, ThinFactors
@@ -46,14 +47,15 @@ def units(
     tokens = static(function.params[0].shape[0])
     if not aligned(parts) or tokens is None or tokens < FEWEST:
         return None
-    plan = _plan(gpu, tokens, parts[-1].end, shape(function.params[2])[1] * TILE)
+    columns, packing = shape(function.params[1])[1], Packing.of(parameters)
+    plan = _plan(gpu, packing, tokens, parts[-1].end, columns)
     if plan is None:
         return None
     scale = float(parameters["lora_scale"])
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
         halves = _halves(parts, plan, dy, scales)
-        product = _Product(plan, packed, halves)
+        product = _Product(plan, packed, columns, halves)
         weight, epsilon = None, float(parameters.get("epsilon", 0.0))
         if "epsilon" in parameters:
             weight, rest = rest[0], rest[1:]
@@ -78,15 +80,21 @@ def units(
     return build(function, body)
 
 
-def _plan(gpu: Gpu, tokens: int, rows: int, columns: int) -> Plan | None:
+def _plan(gpu: Gpu, packing: Packing, tokens: int, rows: int, columns: int) -> Plan | None:
     """Return how the product is laid out; None where it can't be."""
-    if gpu.warpgroups:
+    if gpu.warpgroups and not packing.base3:
         wide = warpgroup_tile.choose(tokens, columns, 2 * rows, several=True)
         if wide is not None:
             return WarpgroupPlan(wide, TernaryHalves, "float32", line_place)
     unit = gpu.matrix("float16")
     found = unit and choose(gpu, unit, tokens, columns, rows // EIGHT, EIGHT, SPLITS)
-    return UnitPlan(gpu, unit, found[0], _Weights, found[1], _in_order) if unit and found else None
+    if not unit or not found:
+        return None
+
+    def weights(tile: MatrixTile, packed: Buffer, first: Expr) -> _Weights:
+        return _Weights(tile, Columns(packed, packing), columns, first)
+
+    return UnitPlan(gpu, unit, found[0], weights, found[1], _in_order)
 
 
 def _in_order(sums: list[Expr]) -> list[Expr]:
@@ -146,8 +154,9 @@ class _Weights:
 
     by_row = True
 
-    def __init__(self, tile: MatrixTile, packed: Buffer, first: Expr) -> None:
-        self.packed, self.first, self.ragged = packed, first, shape(packed)[1] * TILE % tile.columns
+    def __init__(self, tile: MatrixTile, matrix: Columns, columns: int, first: Expr) -> None:
+        self.matrix, self.first, self.dtype = matrix, first, matrix.dtype
+        self.places, self.ragged = columns // COLUMNS, columns % tile.columns
         self.rows, self.columns = tile.step * EIGHT, tile.columns // EIGHT
         self.across = tile.columns // TILE
         self.words = self.rows * self.across
@@ -162,14 +171,17 @@ class _Weights:
     def fetch(self, index: Expr, step: Expr) -> Expr:
         """Return one of a step's packed words."""
         row, word = self._place(index)
-        depth, column = step * self.rows + row, self.first // TILE + word
-        if self.ragged:
-            column = tirx.min(column, shape(self.packed)[1] - 1)
-        return self.packed[depth // TILE, column, depth % TILE]
+        return self.matrix.fetch(step * self.rows + row, self._column(word))
+
+    def _column(self, word: Expr) -> Expr:
+        """Return which 16 columns of the matrix these of the tile are."""
+        column = self.first // COLUMNS + word
+        return tirx.min(column, self.places - 1) if self.ragged else column
 
     def unpack(self, index: Expr, word: Expr) -> list[tuple[Expr, Expr, Expr]]:
         """Return the two vectors that a word becomes."""
         row, place = self._place(index)
+        word = self.matrix.word(word, self._column(place))
         found = []
         for v in range(2):
             pairs = [_pair(word, 4 * v + shift) for shift in (0, 8, 2, 10)]
@@ -190,9 +202,9 @@ class _Product:
     Where the depth is cut, its parts' products go to memory, and :meth:`sums` adds them.
     """
 
-    def __init__(self, plan: Plan, packed: Buffer, halves: Halves) -> None:
+    def __init__(self, plan: Plan, packed: Buffer, columns: int, halves: Halves) -> None:
         self.plan, self.splits, self.packed, self.halves = plan, plan.parts, packed, halves
-        self.rows, self.columns = shape(packed)[0] * TILE, shape(packed)[1] * TILE
+        self.rows, self.columns = shape(packed)[0] * TILE, columns
 
     def emit(self, dx: Buffer, lora: Lora | None) -> None:
         """Emit the launch; without `lora` nothing is added."""

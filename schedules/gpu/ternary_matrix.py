@@ -14,15 +14,16 @@ from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
 from ..linear import Linear
-from ..ternary import TILE, Segment, aligned, by_segment, segments
+from ..ternary import TILE, TWO_BIT, Packing, Segment, aligned, by_segment, segments
 from ..tir import Buffer, Expr, bind, branch, shape, splat, static
 from . import adapter, warpgroup_tile
 from .kernel import Gpu, build, ceil_div, launch, registers
 from .matrix_plan import Corner, Plan, UnitPlan, WarpgroupPlan
 from .matrix_tile import MatrixTile, choose
+from .packed import Columns
 from .quantise import Order, Tokens
 from .share import Share
-from .ternary_product import Product, codes
+from .ternary_product import Product
 from .ternary_tile import choose as choose_dots
 from .vectors import LANES, four, fours
 from .warpgroup_weights import TernaryBytes, ordered
@@ -41,12 +42,13 @@ def tiles(
     None where the device has none, or for few tokens.
     """
     parts, gpu = segments(parameters), Gpu(target)
-    tokens, columns = shape(function.params[0])[0], shape(function.params[1])[1] * TILE
+    tokens, width = shape(function.params[0])
+    columns, packing = width // 2 if "activation" in parameters else width, Packing.of(parameters)
     known = static(tokens)
     if not aligned(parts) or (known is not None and known < FEWEST):
         return None
     counts = (SHORT, LONG) if known is None else (known, known)
-    short, long = (_plan(gpu, count, parts[-1].end, columns) for count in counts)
+    short, long = (_plan(gpu, packing, count, parts[-1].end, columns) for count in counts)
     if short is None or long is None:
         return None
 
@@ -54,13 +56,16 @@ def tiles(
         linear = Linear.of(parameters, buffers)
         x, rest = linear.x, (linear.b, linear.y, linear.residual)
 
-        def quantised(multiple: int, order: Order | None = None) -> Tokens:
-            made = Tokens.of(gpu, linear, multiple, order)
+        def quantised(
+            multiple: int, order: Order | None = None, packing: Packing | None = None
+        ) -> Tokens:
+            made = Tokens.of(gpu, linear, multiple, order, packing)
             made.emit(linear.lora_scale)
             return made
 
         def units(plan: Plan) -> None:
-            made = quantised(plan.rows, plan.order)
+            # Units take vectors of 16 columns, as the words of two bits are.
+            made = quantised(plan.rows, plan.order, TWO_BIT)
             _Product(plan, parts, linear.packed, linear.scales, made, *rest).emit()
 
         def short_or_long() -> None:
@@ -78,15 +83,22 @@ def tiles(
     return build(function, body)
 
 
-def _plan(gpu: Gpu, tokens: int, rows: int, columns: int) -> Plan | None:
+def _plan(gpu: Gpu, packing: Packing, tokens: int, rows: int, columns: int) -> Plan | None:
     """Return how the product of so many tokens is laid out; None where it can't be."""
-    if gpu.warpgroups:
+    if gpu.warpgroups and not packing.base3:
         wide = warpgroup_tile.choose(tokens, rows, columns, name=f"tile of {tokens}")
         if wide is not None:
             return WarpgroupPlan(wide, TernaryBytes, "int32", ordered)
     unit = gpu.matrix("int8")
     found = unit and choose(gpu, unit, tokens, rows, columns // TILE, TILE)
-    return UnitPlan(gpu, unit, found[0], _Codes) if unit and found else None
+    if not unit or not found:
+        return None
+    return UnitPlan(
+        gpu,
+        unit,
+        found[0],
+        lambda tile, packed, first: _Codes(tile, Columns(packed, packing), first),
+    )
 
 
 class _Codes:
@@ -94,8 +106,10 @@ class _Codes:
 
     by_row = False
 
-    def __init__(self, tile: MatrixTile, packed: Buffer, first: Expr) -> None:
-        self.packed, self.first, self.ragged = packed, first, shape(packed)[0] * TILE % tile.columns
+    def __init__(self, tile: MatrixTile, matrix: Columns, first: Expr) -> None:
+        self.matrix, self.first, self.dtype = matrix, first, matrix.dtype
+        self.last = shape(matrix.packed)[0] * TILE - 1
+        self.ragged = (self.last + 1) % tile.columns
         self.rows, self.columns = tile.columns, tile.step
         self.words = self.rows * self.columns
 
@@ -107,14 +121,17 @@ class _Codes:
     def fetch(self, index: Expr, step: Expr) -> Expr:
         """Return one of a step's packed words."""
         row, column = self._place(index)
-        high = self.first // TILE + row // TILE
+        row = self.first + row
         if self.ragged:
-            high = tirx.min(high, shape(self.packed)[0] - 1)
-        return self.packed[high, step * self.columns + column, row % TILE]
+            row = tirx.min(row, self.last)
+        # What is fetched last is what is unpacked next.
+        self.begin = bind(step * self.columns)
+        return self.matrix.fetch(row, self.begin + column)
 
     def unpack(self, index: Expr, word: Expr) -> list[tuple[Expr, Expr, Expr]]:
         """Return the vector that a word becomes."""
-        return [(*self._place(index), four(codes(word), "int32"))]
+        row, column = self._place(index)
+        return [(row, column, four(self.matrix.codes(word, self.begin + column), "int32"))]
 
 
 class _Product:

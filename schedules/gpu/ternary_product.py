@@ -1,8 +1,8 @@
 """The ternary product of many tokens: a tile of outputs in the registers of every thread.
 
-A thread reads words of four rows and 16 columns at once, 16 bytes beside its neighbour's, unpacks
-each in registers and multiplies it with all its tokens; those it reads as 16 bytes that all its
-neighbours read too. Integers are exact in any order, so threads may share a sum's columns.
+A thread reads words of four rows at once, 16 bytes beside its neighbour's, unpacks each in
+registers and multiplies it with all its tokens; those all its neighbours read too. Integers are
+exact in any order, so threads may share a sum's columns.
 """
 
 from __future__ import annotations
@@ -17,21 +17,15 @@ from ..ternary import TILE, Segment, by_segment
 from ..tir import Buffer, Expr, bind, shape, static, when
 from . import adapter
 from .kernel import barrier, ceil_div, dot4, launch, loop, registers, shared
+from .packed import codes
 from .quantise import Tokens
 from .ternary_tile import Tile
-from .vectors import LANES, four, fours, held, lane
+from .vectors import LANES, four, fours, lane
 
 UNROLL = 2
-"""Columns / 16 whose words are read at once: the two that share a line of cache."""
+"""Words of a row that are read at once: the two that share a line of cache."""
 STAGED = 4
 """Tokens whose sums are exchanged at once."""
-BYTE_CODES = 0x03030303
-
-
-def codes(word: Expr) -> list[Expr]:
-    """Return the codes of a packed word as bytes of four words, four columns each."""
-    shifted = [word if f == 0 else word >> (2 * f) for f in range(LANES)]
-    return [held(s & BYTE_CODES) for s in shifted]
 
 
 class Product:
@@ -44,9 +38,9 @@ class Product:
     parts : list of Segment
         The projections.
     packed, scales : Buffer
-        ``(N / 16, K / 16, 16)`` int32 and ``(S,)`` float32.
+        ``(N / 16, W, 16)`` int32 and ``(S,)`` float32.
     tokens : Tokens
-        The tokens, padded to a multiple of the tile's.
+        The tokens, padded to a multiple of the tile's and laid out for the matrix' packing.
     b : Buffer or None
         ``(r, N')`` float32.
     y : Buffer
@@ -68,7 +62,7 @@ class Product:
     ) -> None:
         self.tile, self.parts, self.packed, self.scales = tile, parts, packed, scales
         self.tokens, self.b, self.y, self.residual = tokens, b, y, residual
-        self.rows, self.steps = parts[-1].end, tokens.columns // TILE
+        self.rows, self.steps = parts[-1].end, tokens.packing.words(tokens.columns)
 
     def emit(self) -> None:
         """Emit the launch."""
@@ -97,7 +91,8 @@ class Product:
 
     def _multiply(self) -> None:
         """Emit the sums over the columns of a thread's part."""
-        tile, packed, words = self.tile, fours(self.packed), fours(self.tokens.words)
+        tile, packed, packing = self.tile, fours(self.packed), self.tokens.packing
+        words = self.tokens.reader()
         clamped = self.row
         if self.rows % tile.rows:
             clamped = [bind(tirx.min(row, self.rows - LANES)) for row in self.row]
@@ -107,13 +102,13 @@ class Product:
             return [packed[high, k, low] for high, low in places]
 
         def step(k: Expr, fetched: list[Expr]) -> None:
-            values = [bind(words[self.token + i, k]) for i in range(tile.tokens)]
+            values = [words(self.token + i, k) for i in range(tile.tokens)]
             for v, vector in enumerate(fetched):
                 for c in range(LANES):
-                    for f, code in enumerate(codes(lane(vector, c))):
+                    for f, code in enumerate(codes(lane(vector, c), packing)):
                         for i in range(tile.tokens):
                             at = (i * tile.fours + v) * LANES + c
-                            total = dot4(lane(values[i], f), code, self.sums[at])
+                            total = dot4(values[i][f], code, self.sums[at])
                             T.buffer_store(self.sums, total, [at])
 
         self._pipeline(fetch, step)

@@ -1,7 +1,7 @@
 """The ternary product of a few tokens: memory is the limit, so the matrix streams by once.
 
 A work-group has a few tiles of 16 rows of one projection. Its threads read 16 bytes each, words of
-four rows and 16 columns, of neighbouring columns at once; their sums meet in shared memory. The
+four rows, of neighbouring columns at once; their sums meet in shared memory. The
 tokens' integers come from an earlier launch, or of the work-group's own making.
 """
 
@@ -20,8 +20,8 @@ from ..ternary import TILE, Segment, by_segment
 from ..tir import Expr, bind, when
 from .adapter import Up
 from .kernel import Gpu, barrier, ceil_div, dot4, launch, loop, registers, shared
+from .packed import codes
 from .quantise import ONES, Tokens
-from .ternary_product import codes
 from .vectors import LANES, four, fours, held, lane, only, power_of_two
 
 AHEAD = 8
@@ -41,7 +41,7 @@ class Layout:
     threads : int
         Threads of a work-group, at least 16 for each tile.
     steps : int
-        Columns / 16.
+        Words of a row.
     most : int
         Loads of a thread under way at once, at most.
     """
@@ -105,8 +105,8 @@ class Source(Protocol):
         """Emit what comes before the product, for the work-group whose first row is `row`."""
 
     @abstractmethod
-    def integers(self, token: int, step: Expr) -> Expr:
-        """Return 16 of a token's integers, four to a word."""
+    def integers(self, token: int, step: Expr) -> list[Expr]:
+        """Return a token's integers at one place of the matrix, four to a word."""
 
     @abstractmethod
     def step(self, token: int) -> Expr:
@@ -124,12 +124,12 @@ class Stored:
         self.tokens = tokens
 
     def prepare(self, thread: Expr, row: Expr) -> None:
-        """Type the words as vectors."""
-        self.words = fours(self.tokens.words)
+        """Say how the words are read."""
+        self.words = self.tokens.reader()
 
-    def integers(self, token: int, step: Expr) -> Expr:
-        """Return a vector of words."""
-        return self.words[token, step]
+    def integers(self, token: int, step: Expr) -> list[Expr]:
+        """Return stored words."""
+        return self.words(token, step)
 
     def step(self, token: int) -> Expr:
         """Return the stored step."""
@@ -153,6 +153,7 @@ class RowProduct:
 
     def __init__(self, layout: Layout, linear: Linear) -> None:
         self.layout, self.parts, self.packed = layout, linear.parts, linear.packed
+        self.packing = linear.packing
         self.scales, self.b, self.residual = linear.scales, linear.b, linear.residual
         self.y, self.tokens = linear.y, int(linear.y.shape[0])
 
@@ -174,7 +175,7 @@ class RowProduct:
             self._finish(source)
 
     def _step(self, turn: Expr, u: int) -> tuple[Expr, Expr | None]:
-        """Return the columns / 16 of a load, and whether they exist (None: always)."""
+        """Return the place of a load, and whether it exists (None: always)."""
         layout = self.layout
         step = bind((turn * layout.ahead + u) * layout.parts + self.part)
         if layout.steps % (layout.ahead * layout.parts) == 0:
@@ -220,19 +221,19 @@ class RowProduct:
         """Emit the products of one load; what lies past the last column counts as zero."""
         values, offsets = [], []
         for t in range(self.tokens):
-            value = only(inside, bind(source.integers(t, step)))
+            value = [only(inside, word) for word in source.integers(t, step)]
             total: Expr = 0
-            for f in range(LANES):
-                total = dot4(lane(value, f), ONES, total)
+            for word in value:
+                total = dot4(word, ONES, total)
             values.append(value)
             offsets.append(held(total))
         for c in range(LANES):
-            unpacked = codes(lane(words, c))
+            unpacked = codes(lane(words, c), self.packing)
             for t, value in enumerate(values):
                 # Codes are W + 1, so the sum of the integers comes off.
                 total = self.sums[t * LANES + c] - offsets[t]
                 for f, code in enumerate(unpacked):
-                    total = dot4(lane(value, f), code, total)
+                    total = dot4(value[f], code, total)
                 T.buffer_store(self.sums, total, [t * LANES + c])
 
     def _up(self, source: Source) -> None:

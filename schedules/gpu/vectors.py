@@ -10,7 +10,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..tir import Buffer, Expr, bind, shape
+from ..tir import Buffer, Expr, bind, lanes_of, shape, splat
 from .kernel import registers
 
 LANES = 4
@@ -47,12 +47,12 @@ def held(value: Expr) -> Expr:
     return register[0]
 
 
-def only(condition: Expr | None, vector: Expr) -> Expr:
-    """Return a vector, or zeros where a condition does not hold; None always holds."""
+def only(condition: Expr | None, value: Expr) -> Expr:
+    """Return a vector or scalar, or zeros where a condition does not hold; None always holds."""
     if condition is None:
-        return vector
-    dtype = str(vector.ty.dtype).split("x")[0]
-    return bind(T.if_then_else(condition, vector, T.broadcast(tirx.const(0, dtype), LANES)))
+        return value
+    zero = tirx.const(0, str(value.ty.dtype).split("x")[0])
+    return bind(T.if_then_else(condition, value, splat(zero, lanes_of(value))))
 
 
 def power_of_two(size: int) -> int:

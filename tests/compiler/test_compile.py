@@ -98,6 +98,9 @@ def test_another_machines_target_needs_a_linker_for_it(monkeypatch: pytest.Monke
     ("arguments", "word"),
     [
         ({"head": "q4"}, "head format"),
+        ({"packing": "1bit"}, "packing"),
+        ({"moments": "int4"}, "format of moments"),
+        ({"kv_cache": "int4"}, "format of a cache"),
         ({"context": 0}, "context"),
         ({"lora": {"rank": 0}}, "rank"),
         ({"lora": {"modules": ("q_prog",)}}, "q_prog"),

@@ -44,10 +44,14 @@ def test_a_budget_keeps_as_many_layers_as_fit_and_changes_no_loss_while_it_can()
     assert 2048 - layer < half.peak_memory_mib <= 2048
 
 
-def test_a_smaller_budget_gives_up_the_gradients_next_and_then_refuses_with_the_least() -> None:
-    tight = planned(memory_budget=800 * MIB)
+def test_a_smaller_budget_packs_then_gives_up_the_gradients_and_then_refuses_with_the_least() -> None:
+    small = planned(memory_budget=800 * MIB)
+    assert (small.options.packing, small.options.moments) == ("1.6bit", "int8")
+    assert small.options.gradients == "all"
+    assert small.peak_memory_mib <= 800
+    tight = planned(memory_budget=600 * MIB)
     assert (tight.options.resident_layers, tight.options.gradients) == (0, "layer")
-    assert tight.peak_memory_mib <= 800
+    assert tight.peak_memory_mib <= 600
     with pytest.raises(FabricError, match="at least; the budget is 500 MiB") as caught:
         planned(memory_budget=500 * MIB)
     least = int(caught.value.remedy.split("--memory-budget ")[1].split("MiB")[0])

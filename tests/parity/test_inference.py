@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from bitfabric.runtime import InferenceEngine, inference
 from bitfabric.targets import FabricError
 
 from ..reference.torch_bitnet import TorchBitNet, random_adapter, steady_tokens
-from .conftest import Compiled
+from .conftest import CASES, Compiled, compile_tiny
 
 LENGTH = 10
 
@@ -68,6 +70,35 @@ def test_sequences_of_a_batch_do_not_see_each_other(tiny: Compiled) -> None:
         single.reset()
         single.prefill(prompt)
         np.testing.assert_allclose(logits[i], single.decode(after[i]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_new_question_reads_only_what_follows_the_common_beginning(tiny: Compiled) -> None:
+    tokens, logits = _reference(tiny)
+    engine = InferenceEngine(tiny.bundle, capacity=32)
+    engine.prefill([*tokens[:6], *tokens[:3]])
+    engine.decode(tokens[0])
+    engine.rewind(6)
+    np.testing.assert_allclose(engine.prefill(tokens[6:]), logits[-1], rtol=1e-4, atol=1e-4)
+    assert engine.position == LENGTH
+    with pytest.raises(FabricError, match="has 10 tokens"):
+        engine.rewind(11)
+
+
+@pytest.mark.parametrize(("kv_cache", "bound"), [("f16", 0.03), ("int8", 0.3)])
+def test_a_smaller_cache_changes_logits_little(tmp_path: Path, kv_cache: str, bound: float) -> None:
+    """Prompt, token and batch alike; the tiny model's own 8-bit steps enlarge what is rounded."""
+    tiny = compile_tiny(tmp_path, CASES["grouped-query-relu2"], kv_cache=kv_cache)
+    tokens, logits = _reference(tiny)
+    engine = InferenceEngine(tiny.bundle, capacity=LENGTH, batch=2)
+    found = [*engine.score(tokens[:7])]
+    found += [engine.decode(token) for token in tokens[7:]]
+    error = np.abs(np.array(found) - logits).max(axis=1) / np.abs(logits).max()
+    assert error[1:].max() < bound
+    assert error.max() > 1e-6, "the cache is exact, so it is no smaller one"
+    for token in tokens:
+        engine.prefill([token], sequence=1)
+    other = engine.decode_batch([3, 3])
+    np.testing.assert_allclose(other[0], other[1], atol=bound * np.abs(logits).max())
 
 
 def test_a_full_cache_and_an_empty_prompt_are_refused(tiny: Compiled) -> None:

@@ -144,3 +144,41 @@ def test_dropout_scales_masks_and_repeats(tmp_path) -> None:
     masked.load_adapter_tensors(moved)
     after = masked.accumulate(batch, 1.0, seed=5)
     assert after - before == pytest.approx(-step * float((gradients[name] ** 2).sum()), rel=0.05)
+
+
+@pytest.mark.parametrize("moments", ["bf16", "int8"])
+def test_moments_of_fewer_bits_go_on_from_what_was_stored(tmp_path, moments: str) -> None:
+    tiny = compile_tiny(tmp_path, CASES["grouped-query-relu2"], moments=moments)
+    assert tiny.bundle.manifest["moments"] == moments
+    adapter, _, batch = setting(tiny)
+    whole, first, second = (TrainingEngine(tiny.bundle) for _ in range(3))
+    losses = []
+    for engine in (whole, first):
+        engine.load_adapter_tensors(adapter)
+    for step in (1, 2, 3, 4):
+        engine = first if step < 3 else second
+        if step == 3:
+            second.load_state(first.state())
+        for each in (whole, engine):
+            losses.append(each.accumulate(batch, 1.0 / labelled(batch), seed=0))
+            each.update(learning_rate=3e-3, step=step, clip_norm=0.5)
+    assert losses[::2] == losses[1::2]
+    assert losses[-1] < losses[0]
+    for name, value in whole.state().items():
+        np.testing.assert_array_equal(value, second.state()[name], err_msg=name)
+
+
+def test_both_packings_give_the_same_bits(tmp_path) -> None:
+    losses = []
+    for packing in ("2bit", "1.6bit"):
+        folder = tmp_path / packing
+        folder.mkdir()
+        tiny = compile_tiny(folder, CASES["grouped-query-relu2"], packing=packing)
+        adapter, _, batch = setting(tiny)
+        engine = TrainingEngine(tiny.bundle)
+        engine.load_adapter_tensors(adapter)
+        losses.append([])
+        for step in (1, 2):
+            losses[-1].append(engine.accumulate(batch, 1.0 / labelled(batch), seed=0))
+            engine.update(learning_rate=3e-3, step=step)
+    assert losses[0] == losses[1]

@@ -137,6 +137,9 @@ def test_writing_there_gives_the_logits_of_writing_here(bundle: Bundle, device: 
         np.testing.assert_array_equal(there.prefill([5, 6, 7]), here.prefill([5, 6, 7]))
         for token in (8, 9):
             np.testing.assert_array_equal(there.decode(token), here.decode(token))
+        for engine in (here, there):
+            engine.rewind(4)
+        np.testing.assert_array_equal(there.decode(9), here.decode(9))
         if round_ == 0:
             # As if the cable was pulled: the cache is filled again before the next token.
             there._station._link.close()

@@ -191,6 +191,9 @@ class ToyInferenceEngine:
     def reset(self) -> None:
         self.cache = []
 
+    def rewind(self, position: int) -> None:
+        self.cache = self.cache[:position]
+
     def prefill(self, tokens: Sequence[int]) -> Array:
         assert len(tokens)
         self.cache += tokens

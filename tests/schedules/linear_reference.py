@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from bitfabric.models.kernels import LinearGroup
-from bitfabric.models.packing import pack
+from bitfabric.models.packing import PACKINGS, pack
 
 
 @dataclass
@@ -36,7 +36,7 @@ class LinearCase:
     @property
     def inputs(self) -> list[np.ndarray]:
         """The arguments of `bitlinear`."""
-        found = [self.x, pack(self.codes), self.scale]
+        found = [self.x, pack(self.codes, PACKINGS[self.group.packing]), self.scale]
         if self.rank is not None:
             found += [self.a, self.b]
             found += [self.lora_input] if self.separate else []

@@ -10,7 +10,7 @@ import pytest
 import tvm
 from bitfabric.models.kernels import LinearGroup, bitlinear
 from bitfabric.models.kernels.bitlinear_vjp import bitlinear_vjp
-from bitfabric.models.packing import packed_shape
+from bitfabric.models.packing import PACKINGS, packed_shape
 from bitfabric.schedules import schedule
 from bitfabric.targets import Target
 from bitfabric.targets.cpu import TARGETS
@@ -30,7 +30,7 @@ def _types(case: LinearCase, tokens: Any, rank: Any) -> list[tuple[tuple[Any, ..
     group = case.group
     types = [
         ((tokens, group.inputs), F32),
-        (packed_shape(group.rows, group.inputs), "int32"),
+        (packed_shape(group.rows, group.inputs, PACKINGS[group.packing]), "int32"),
         ((len(group.outputs),), F32),
     ]
     if case.rank is not None:

@@ -15,7 +15,7 @@ from bitfabric.models.kernels import (
     gated_activation,
     rms_norm,
 )
-from bitfabric.models.packing import packed_shape
+from bitfabric.models.packing import PACKINGS, packed_shape
 from bitfabric.schedules import schedule
 from bitfabric.targets import Target
 from bitfabric.targets.cpu import TARGETS, host_cpu
@@ -43,10 +43,13 @@ class FusedCase:
     tokens: int = 1
     rounded: bool = True
     """Whether no value is on the border of two integers; among very many one always is."""
+    packing: str = "2bit"
 
     def __post_init__(self) -> None:
         names = ("q", "k", "v")[: len(self.outputs)]
-        self.group = LinearGroup("group", names, self.inputs, self.outputs, self.adapted)
+        self.group = LinearGroup(
+            "group", names, self.inputs, self.outputs, self.adapted, self.packing
+        )
         for seed in range(100):
             self._draw(np.random.default_rng(seed))
             if not self.rounded:
@@ -96,7 +99,7 @@ class FusedCase:
         tokens, group = self.tokens, self.group
         types: list[Any] = [
             ((tokens, self.x.shape[1]), F32),
-            (packed_shape(group.rows, group.inputs), "int32"),
+            (packed_shape(group.rows, group.inputs, PACKINGS[group.packing]), "int32"),
             ((len(group.outputs),), F32),
         ]
         if self.normed:

@@ -23,6 +23,9 @@ CASES = {
     "whole tiles": LinearCase(_group(64, (128,), (True,)), 64, 3, 0.5, False),
     "no adapter": LinearCase(_group(96, (48,), (False,)), 50, None, 1.0, False),
     "dropout": LinearCase(_group(64, (32, 32), (True, True)), 49, 12, 2.0, True),
+    "1.6 bits": LinearCase(
+        replace(_group(192, (272, 48), (True, False)), packing="1.6bit"), 101, 8, 2.0, False
+    ),
 }
 every_case = pytest.mark.parametrize("case", list(CASES.values()), ids=list(CASES))
 
