@@ -1,7 +1,7 @@
 """A memory budget becomes choices: what takes less memory, in the order in which it costs least.
 
-The choices that leave every loss as it is, but for rounding, come first; each is a row of `CHOICES`.
-What the budget has left in the end goes to layers that stay in memory.
+The choices that leave every loss as it is, but for rounding, come first; each is a row of
+`CHOICES`. What the budget has left in the end goes to layers that stay in memory.
 """
 
 from __future__ import annotations

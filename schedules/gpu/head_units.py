@@ -182,7 +182,8 @@ class _HeadLoss:
 
     def _level(self, index: Expr) -> None:
         """Emit the factors on a chunk's strips, on the chunk, and on what was before."""
-        strips = self.chunks.strips
+        strips, reaches = self.chunks.strips, self.left.reach
+        assert reaches is not None
         first = bind(index * strips) if self.chunks.count > 1 else 0
         with launch([self.order.extent], [THREADS]) as (t, thread):
             maxima = reduction(self.gpu, THREADS, thread, 2, combine=tirx.max)
@@ -192,14 +193,14 @@ class _HeadLoss:
 
             def look(s: Expr) -> None:
                 T.buffer_store(mine, T.max(mine[0], self.left.top[t, first + s]), [0])
-                T.buffer_store(mine, T.max(mine[1], self.left.reach[first + s]), [1])
+                T.buffer_store(mine, T.max(mine[1], reaches[first + s]), [1])
 
             strided(strips, THREADS, thread, look)
             maxima.put([mine[0], mine[1]])
             top, reach = (held(maxima.get(i)) for i in range(2))
 
             def weigh(s: Expr) -> None:
-                share = self.left.reach[first + s] / reach * T.float32(2.0**TOP)
+                share = reaches[first + s] / reach * T.float32(2.0**TOP)
                 value = T.exp(self.left.top[t, first + s] - top) * share
                 T.buffer_store(self.factors, T.Cast(HALF, value), [t, s])
 

@@ -16,8 +16,16 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1GiB", 1 << 30), ("1.5 gib", 3 << 29), ("512MiB", 512 * MIB), ("2GB", 2 * 10**9)]
-    + [("900m", 9 * 10**8), ("7Ki", 7168), ("4096", 4096), ("64b", 64)],
+    [
+        ("1GiB", 1 << 30),
+        ("1.5 gib", 3 << 29),
+        ("512MiB", 512 * MIB),
+        ("2GB", 2 * 10**9),
+        ("900m", 9 * 10**8),
+        ("7Ki", 7168),
+        ("4096", 4096),
+        ("64b", 64),
+    ],
 )
 def test_a_size_is_read_with_and_without_units(text: str, size: int) -> None:
     assert Size().convert(text, None, None) == size

@@ -17,7 +17,11 @@ from .test_gpu_attention import _backward, _Case, _forward
 
 CUDA = get_target("cuda-sm90")
 # Heads, key heads, head width, rows, tokens of a row, as in test_gpu_attention.
-SIZES = [(4, 2, 32, 2, 33), (2, 1, 128, 1, 50), (2, 1, 64, 1, 90)]
+SIZES = [
+    (4, 2, 32, 2, 33),
+    (2, 1, 128, 1, 50),
+    pytest.param((2, 1, 64, 1, 90), marks=pytest.mark.slow),
+]
 needs_emulation = pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler())
 
 
