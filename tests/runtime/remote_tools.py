@@ -83,7 +83,7 @@ class TvmTracker(Process):
             [sys.executable, "-m", "tvm.exec.rpc_tracker", "--host", "127.0.0.1",
              "--port", str(self.port), "--port-end", str(self.port + 1), "--silent"]
         )  # fmt: skip
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
