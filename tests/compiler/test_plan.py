@@ -44,7 +44,7 @@ def test_a_budget_keeps_as_many_layers_as_fit_and_changes_no_loss_while_it_can()
     assert 2048 - layer < half.peak_memory_mib <= 2048
 
 
-def test_a_smaller_budget_packs_then_gives_up_the_gradients_and_then_refuses_with_the_least() -> None:
+def test_a_smaller_budget_packs_then_gives_up_gradients_then_refuses_with_the_least() -> None:
     small = planned(memory_budget=800 * MIB)
     assert (small.options.packing, small.options.moments) == ("1.6bit", "int8")
     assert small.options.gradients == "all"
