@@ -29,7 +29,7 @@ class Still:
     """A feed that gives the first layer in the place of every one, and so reads nothing."""
 
     def __init__(self, feed: LayerFeed) -> None:
-        self._feed = feed
+        self._feed, self.ends = feed, feed.ends
 
     def visit(self, order: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Yield the layers of an order, all with the tensors of the first."""

@@ -42,7 +42,7 @@ COLOURS = {OK: "green", MISSING: "yellow"}
     is_flag=False,
     flag_value=REPORT,
     metavar="[FILE]",
-    help=f"Measure every device, and write a file to send to others.  [default: {REPORT}]",
+    help=f"Measure every device, and write what was found to a file to send, {REPORT} if unnamed.",
 )
 def doctor_command(output: Output, report: Path | None, seed: int | None) -> None:
     """Check this computer, and say what to install for what is missing.
@@ -91,7 +91,8 @@ def doctor_command(output: Output, report: Path | None, seed: int | None) -> Non
     if not runs:
         raise CommandEnded(EXIT_ERROR, result)
     if report is not None:
-        result["report"] = _write(output, report, gather(output, result["checks"], devices))
+        gathered = gather(output, [asdict(row) for row in checks], devices)
+        result["report"] = _write(output, report, gathered)
     output.result(result)
 
 

@@ -133,9 +133,9 @@ def _measured(output: Output, devices: list[dict[str, Any]]) -> list[dict[str, A
     places = []
     for device in devices:
         place, api = f"{device['kind']}:{device['index']}", APIS[device["kind"]]
-        target = api.judge(device).target
-        if target is not None and (place == named or not is_processor(device)):
-            places.append((place, get_target(target, device)))
+        suits = api.judge(device).target
+        if suits is not None and (place == named or not is_processor(device)):
+            places.append((place, get_target(suits, device)))
     with tempfile.TemporaryDirectory(prefix="fabric-report-") as name, PhaseBar(output) as bar:
         folder, found = Path(name), []
         right: dict[str, np.ndarray] = {}

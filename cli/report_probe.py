@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def training(bundle: Bundle, seed: int) -> tuple[dict[str, np.ndarray], float]:
 def writing(bundle: Bundle, seed: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return the logits after a prompt and after each of some tokens, and tokens a second."""
     random = np.random.default_rng(seed)
-    prompt = random.integers(0, bundle.config["vocab_size"], PROMPT, np.int32)
+    prompt = random.integers(0, bundle.config["vocab_size"], PROMPT).tolist()
     after = random.integers(0, bundle.config["vocab_size"], WRITTEN, np.int32)
     engine = InferenceEngine(bundle, capacity=CAPACITY)
     found = {"logits after a prompt": np.array(engine.prefill(prompt))}
@@ -87,7 +88,8 @@ def main(bundle: str, seed: str, out: str) -> None:
     opened = open_bundle(bundle)
     numbers, step = training(opened, int(seed))
     logits, speeds = writing(opened, int(seed))
-    np.savez(Path(out), **numbers, **logits)
+    found: dict[str, Any] = {**numbers, **logits}
+    np.savez(Path(out), **found)
     print(json.dumps({"speeds": {"training": step, **speeds}}), flush=True)
 
 

@@ -120,9 +120,9 @@ def training_plan(
     depth, tokens = config.num_layers, options.context * options.micro_batch
     state = 4 * tokens * config.hidden_size
     adapter = 4 * adapter_layout(config, options.lora).size
-    # What a pool has grown to, it keeps.
-    end = (depth + 1, depth + 1) if target.device in POOLED else (1, 0)
-    states = (1, depth + 1, depth + 1, depth + 1, *end)
+    # What a pool has grown to, it keeps: every step but the first begins with it.
+    pooled = target.device in POOLED
+    states = (depth + 1,) * len(POINTS) if pooled else (1, depth + 1, depth + 1, depth + 1, 1, 0)
     work, scratch = _workspaces(found, target, state)
     # Rope, the batch, the seeds of dropout, and a handful of numbers.
     tables = 4 * (options.context * config.head_dim + 3 * tokens + depth + 16)
@@ -209,13 +209,10 @@ def _fixed(config: ModelConfig, target: Target, options: CompileOptions, train: 
     process = [_constant("Python and TVM's runtime", PROCESS[train])]
     weights = [_constant("layers passing through", passing), _constant("embedding and head", ends)]
     if target.family == "cpu" and passing and train:
-        # The pages of the head are let go behind it, and make room for it those of two layers; of
-        # the embedding only the pages of the batch's tokens are read.
-        rows = options.context * options.micro_batch * (ends // config.vocab_size + 2 * PAGE)
-        read = min(rows, ends)
+        # The pages of embedding and head are let go behind them, and those of two layers before.
         weights = [
             Row("layers passing through", (0, passing, 0, passing, passing, passing)),
-            Row("embedding and head", (read, read, ends, 0, 0, 0)),
+            Row("embedding and head", (ends, 0, ends, 0, 0, 0)),
         ]
     return [
         *(process if target.family == "cpu" else []),
@@ -241,14 +238,13 @@ def _workspaces(
         work = [max(found[name].planned for name in names) for names in at]
         adjoint = (0, 0, 0, state, state, 0)
         return tuple(w + a for w, a in zip(work, adjoint, strict=True)), tuple(scratch)
-    pool, sizes = _Pool(), []
-    for place, names in enumerate(at):
-        if place == at.index(("layer_vjp", "layer_accumulate")):
-            pool.hold(Counter([state]))
-        for name in names:
-            pool.hold(Counter(found[name].storages))
-        sizes.append(pool.size)
-    return tuple(sizes), tuple(max(scratch[: i + 1]) for i in range(len(scratch)))
+    pool = _Pool()
+    for names in at:
+        blocks = Counter(size for name in names for size in found[name].storages)
+        if "layer_vjp" in names:
+            blocks[state] += 1
+        pool.hold(blocks)
+    return (pool.size,) * len(at), (max(scratch),) * len(at)
 
 
 class _Pool:

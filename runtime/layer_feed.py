@@ -109,8 +109,11 @@ class LayerFeed:
             self._slots.used(slot)
 
     @contextmanager
-    def head(self) -> Iterator[None]:
-        """Make room for the head, where a layer's memory is room; it has gone at the end."""
+    def ends(self) -> Iterator[None]:
+        """Make room for embedding or head, where a layer's is room; they have gone at the end.
+
+        Few tokens may map much of an embedding: the system maps what it has cached in one piece.
+        """
         for slot, layer in enumerate(self._held):
             if layer is not None:
                 self._settle(layer)

@@ -102,7 +102,8 @@ class StreamingTrainingEngine(TrainingEngine):
 
     def _forward(self, function: str, keep: bool) -> list[Tensor]:
         """Run the layers; return the input of each and the last output, or the last alone."""
-        states = [self._calls["embed"](self._inputs["tokens"].tensor, *self._ends)]
+        with self.feed.ends():
+            states = [self._calls["embed"](self._inputs["tokens"].tensor, *self._ends)]
         for layer, weights in self.feed.visit(range(self._layout.layers)):
             seeded = function == "layer_forward"
             arguments = self._arguments(layer, weights, seeded)
@@ -144,7 +145,7 @@ class StreamingTrainingEngine(TrainingEngine):
         self._inverse.write(np.float32(inverse_count))
         *states, last = self._forward("layer_forward", keep=True)
         labels = self._inputs["labels"].tensor
-        with self.feed.head():
+        with self.feed.ends():
             result = self._calls["head_loss_vjp"](last, labels, self._inverse.tensor, *self._ends)
         work = _Pending(dict(enumerate(states)), result[1])
         del states, last
@@ -158,7 +159,7 @@ class StreamingTrainingEngine(TrainingEngine):
         """Return the sum of the losses, see `TrainingEngine.evaluate`."""
         self._load(batch)
         (last,) = self._forward("layer_evaluate", keep=False)
-        with self.feed.head():
+        with self.feed.ends():
             losses = self._calls["head_loss"](last, self._inputs["labels"].tensor, *self._ends)
         return self._sum(losses)
 
@@ -322,9 +323,10 @@ class StreamingInferenceEngine(InferenceEngine):
         return self._append([token], 0, every=False)[-1]
 
     def _logits(self, tokens: Tensor, sequence: Tensor, position: Tensor, select: Tensor) -> Tensor:
-        x = self._calls["prefill_embed"](tokens, *self._ends)
+        with self.feed.ends():
+            x = self._calls["prefill_embed"](tokens, *self._ends)
         for layer, weights in self.feed.visit(range(len(self._caches))):
             state = [*self._adapters[layer], *self._caches[layer]]
             x = self._calls["prefill_layer"](x, sequence, position, self._rope, *weights, *state)
-        with self.feed.head():
+        with self.feed.ends():
             return self._calls["prefill_head"](x, select, *self._ends)

@@ -39,9 +39,8 @@ class Messenger:
         """
         selector = self._objective_c.sel_registerName(name.encode())
         words = (ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_size_t] * len(arguments))
-        send = ctypes.CFUNCTYPE(result or ctypes.c_size_t, *words)(
-            ctypes.cast(self._objective_c.objc_msgSend, ctypes.c_void_p).value or 0
-        )
+        address = ctypes.cast(self._objective_c.objc_msgSend, ctypes.c_void_p).value or 0
+        send = ctypes.CFUNCTYPE(result or ctypes.c_size_t, *words)(address)
         return send(receiver, selector, *arguments)
 
     def devices(self) -> list[int]:

@@ -40,7 +40,8 @@ def test_a_budget_keeps_as_many_layers_as_fit_and_changes_no_loss_while_it_can()
     half = planned(memory_budget=2048 * MIB)
     assert 0 < half.options.resident_layers < 40
     assert half.options.gradients == "all"
-    layer = dict(half.rows)["layers passing through"] / 2
+    sizes = {row.name: max(row.sizes) for row in half.plan.rows}
+    layer = sizes["layers passing through"] / 2 / MIB
     assert 2048 - layer < half.peak_memory_mib <= 2048
 
 
@@ -79,7 +80,7 @@ def test_a_training_takes_no_more_than_planned(stream: bool, tmp_path: Path) -> 
         check=True,
     )
     found = json.loads(run.stdout.splitlines()[-1])
-    assert 0.85 * found["planned"] < found["memory"] <= found["planned"]
+    assert 0.8 * found["planned"] < found["memory"] <= found["planned"]
     assert found["losses"][-1] < found["losses"][0]
 
 
