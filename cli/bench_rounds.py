@@ -28,22 +28,21 @@ class Measured:
         What it said of each.
     joules : list of float or None
         What the machine used in each.
+    peak_memory_mib : float or None
+        The most memory, MiB, as it said of the round that does not count: the sides after it have
+        not begun then. A driver tells what all processes have of a device, not what each has. None
+        where the side does not say.
     """
 
     name: str
     rounds: list[dict[str, Any]] = field(default_factory=list)
     joules: list[float | None] = field(default_factory=list)
+    peak_memory_mib: float | None = None
 
     @property
     def speeds(self) -> list[float]:
         """Tokens a second of each round."""
         return [float(found["tokens_per_s"]) for found in self.rounds]
-
-    @property
-    def peak_memory_mib(self) -> float | None:
-        """The most memory, MiB; None where the side does not say."""
-        return max((f["peak_memory_mib"] for f in self.rounds if f.get("peak_memory_mib")),
-                   default=None)  # fmt: skip
 
     @property
     def joules_per_token(self) -> float | None:
@@ -131,7 +130,9 @@ def take_turns(
             said = side.round()
             after = meter.joules()
             done += 1
-            if number:
+            if not number:
+                measured.peak_memory_mib = said.get("peak_memory_mib")
+            else:
                 measured.rounds.append(said)
                 used = None if before is None or after is None else after - before
                 measured.joules.append(used)
