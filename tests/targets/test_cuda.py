@@ -8,7 +8,16 @@ import pytest
 import tvm
 from bitfabric.runtime.backends import devices
 from bitfabric.targets import Target, get_target, list_targets
-from bitfabric.targets.cuda import AUTO, CUDA, MODELS, TARGETS, architectures, from_device
+from bitfabric.targets.cuda import (
+    AUTO,
+    CUDA,
+    MODELS,
+    TARGETS,
+    architectures,
+    capability_of,
+    from_device,
+    is_exact,
+)
 from bitfabric.targets.cuda_device import CUDA_API
 
 from ..devices import needs
@@ -31,8 +40,10 @@ def test_tvm_takes_every_target_its_limits_and_architectures(target: Target) -> 
 
 
 def test_the_generic_target_has_code_for_every_named_one() -> None:
-    of_models = [name for target in MODELS for name in architectures(target)]
-    assert architectures(CUDA) == of_models
+    of_models = [capability_of(name) for target in MODELS for name in architectures(target)]
+    assert [capability_of(name) for name in architectures(CUDA)] == of_models
+    # Code that runs on one processor alone has no place among code for later ones.
+    assert not any(is_exact(name) for name in architectures(CUDA))
 
 
 @pytest.mark.parametrize(
@@ -53,10 +64,20 @@ def test_what_cuda_13_does_not_serve_is_refused() -> None:
 
 
 def test_code_for_a_newer_processor_is_refused_and_for_an_older_one_is_not() -> None:
-    (found,) = shortfalls(get_target("cuda-sm90"), RTX_4090)
-    assert found == "has compute capability 8.9 where the code has 9.0"
+    (found,) = shortfalls(get_target("cuda-sm100"), RTX_4090)
+    assert found == "has compute capability 8.9 where the code has 10.0"
     # The driver compiles the virtual code that goes along.
     assert not shortfalls(get_target("cuda-sm75"), H200)
+
+
+def test_hoppers_code_uses_its_own_units_and_is_for_no_other() -> None:
+    target = get_target("cuda-sm90")
+    assert "warpgroup" in target.features
+    assert "warpgroup" in from_device(H200).features
+    assert "warpgroup" not in CUDA.features
+    for device, number in ((RTX_4090, "8.9"), (B300, "10.3")):
+        (found,) = shortfalls(target, device)
+        assert found == f"has compute capability {number} where the code is for 9.0 alone"
 
 
 def test_the_device_in_hand_gets_code_for_its_architecture_alone() -> None:
