@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parents[1] / "README.md"
@@ -106,6 +107,12 @@ def device_table() -> list[str]:
     return lines
 
 
+def _memory(side: Mapping[str, Any]) -> str:
+    """Write a side's memory, "not told" where it is not known."""
+    told = side["peak_memory_mib"]
+    return "not told" if told is None else number(told)
+
+
 def torch_table() -> list[str]:
     """Return the lines of the comparison with PyTorch, a row for each work that was measured."""
     lines = ["| | fabric | PyTorch | ratio | memory, MiB | of the floor |"]
@@ -118,7 +125,7 @@ def torch_table() -> list[str]:
             f"{number(result['tokens_per_s'])} tokens/s",
             f"{number(other['tokens_per_s'])} tokens/s",
             f"{result['ratio']:.2f} x",
-            f"{number(result['peak_memory_mib'])} ({number(other['peak_memory_mib'])})",
+            f"{_memory(result)} ({_memory(other)})",
             "" if fraction is None else f"{fraction:.0%}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

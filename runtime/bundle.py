@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,9 @@ def _check_weights(folder: Path, manifest: dict[str, Any]) -> None:
     for entry in manifest["weights"]:
         size = manifest["files"][entry["file"]]["bytes"]
         for spec in entry["tensors"]:
-            shape = [int(extent) for extent in spec["shape"]]
-            end = spec["offset"] + math.prod(shape) * np.dtype(spec["dtype"]).itemsize
-            if spec["offset"] < 0 or min(shape, default=0) < 0 or end > size:
+            shape, offset = [index(extent) for extent in spec["shape"]], index(spec["offset"])
+            end = offset + math.prod(shape) * np.dtype(spec["dtype"]).itemsize
+            if offset < 0 or min(shape, default=0) < 0 or end > size:
                 raise ValueError(f"{spec['name']} lies outside {entry['file']}")
 
 

@@ -165,6 +165,7 @@ def test_a_bundle_carries_the_code_objects_and_no_source(tiny: Compiled) -> None
             assert name.encode() in made.head
 
 
+@pytest.mark.slow
 def test_the_functions_our_kernels_name_compile_for_every_architecture(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

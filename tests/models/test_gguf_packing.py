@@ -72,7 +72,7 @@ def test_hugging_faces(matrix: np.ndarray) -> None:
 @FEW
 @given(matrix=codes(4, 4, row_unit=16, column_unit=16))
 def test_our_own(matrix: np.ndarray) -> None:
-    assert np.array_equal(packing.unpack(packing.pack(matrix)), matrix)
+    assert np.array_equal(packing.unpack(packing.pack(matrix), matrix.shape[1]), matrix)
 
 
 @FEW

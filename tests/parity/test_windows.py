@@ -50,7 +50,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(
+    scope="module",
+    params=["every-tensor", pytest.param("untied-head", marks=pytest.mark.slow), "one-mib"],
+)
 def both(
     request: pytest.FixtureRequest, kind: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bundle, Bundle]:
