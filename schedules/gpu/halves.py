@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 from ..tir import Buffer, Expr, bind, shape, splat
 from .kernel import ceil_div, loop, registers, scratch
 from .operand import HALF, HALVES, Operand, scalars
-from .quantise import Order, largest, put_word
+from .token_words import Order, largest, put_word
 from .vectors import LANES, held, lane
 from .work import THREADS, Place, Work
 

@@ -15,8 +15,8 @@ from ..tir import Buffer, Expr, bind
 from .kernel import Gpu
 from .matrix_block import Factor, MatrixBlock
 from .matrix_tile import MatrixTile
-from .quantise import Order
 from .share import Share
+from .token_words import Order
 from .warpgroup import THREADS as WARPGROUP
 from .warpgroup_block import PIECES, WarpgroupBlock
 from .warpgroup_tile import COLUMNS, WarpgroupTile

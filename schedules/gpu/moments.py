@@ -22,8 +22,8 @@ from ..moments import (
 from ..tir import Buffer, Expr, bind, shape, static, when
 from .dropout import lowbias32
 from .kernel import Gpu, build, ceil_div, launch
-from .quantise import largest
 from .reduction import reduction
+from .token_words import largest
 from .vectors import LANES, four, fours, held, lane
 
 THREADS = BLOCK // LANES

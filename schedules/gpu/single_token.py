@@ -17,9 +17,10 @@ from ..ternary import by_segment
 from ..tir import Buffer, Expr, bind, branch, shape, when
 from .kernel import Gpu, barrier, ceil_div, loop, registers, shared
 from .prologue import Prologue, squares
-from .quantise import LEVELS, RANKS, bound_of, divide, dot, integers, largest, word
+from .quantise import RANKS
 from .reduction import reduction
 from .ternary_rows import Layout
+from .token_words import LEVELS, bound_of, divide, dot, integers, largest, word
 from .vectors import LANES, fours, only
 
 MEMORY = 23 << 10

@@ -21,10 +21,11 @@ from .kernel import Gpu, build, ceil_div, launch, registers
 from .matrix_plan import Corner, Plan, UnitPlan, WarpgroupPlan
 from .matrix_tile import MatrixTile, choose
 from .packed import Columns
-from .quantise import Order, Tokens
+from .quantise import Tokens
 from .share import Share
 from .ternary_product import Product
 from .ternary_tile import choose as choose_dots
+from .token_words import Order
 from .vectors import LANES, four, fours
 from .warpgroup_weights import TernaryBytes, ordered
 

@@ -20,8 +20,8 @@ from .halves import Halves, scales
 from .kernel import Gpu, ceil_div, launch, loop, registers
 from .operand import HALVES
 from .prologue import squares
-from .quantise import dot, largest
 from .reduction import Reduction
+from .token_words import dot, largest
 from .vectors import LANES, fours, held, only
 
 WORD = 4
