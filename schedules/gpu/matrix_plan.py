@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from ...targets import MatrixUnit
@@ -130,12 +129,12 @@ class UnitPlan:
             self.factor(self.tile, packed, corner.column),
             self.parts,
         )
-        block.emit(corner.thread, corner.row, partial(self._finish, finish), corner.part)
-
-    def _finish(self, finish: Finish, share: Share) -> None:
-        raw = share.sums
-        share.sums = lambda: [self.finished(sums) for sums in raw()]
-        finish(share)
+        block.emit(
+            corner.thread,
+            corner.row,
+            lambda share: finish(share.converted(self.finished)),
+            corner.part,
+        )
 
 
 class WarpgroupPlan:

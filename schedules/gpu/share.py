@@ -22,7 +22,7 @@ class Share:
     rows : list of PrimExpr
         Its rows of the result.
     sums : callable
-        Returns the four sums of each row: int32, or the bits of float32 as such.
+        Returns the four sums of each row, as the units give them.
     height, width : int
         The tile's rows and columns.
     """
@@ -37,6 +37,11 @@ class Share:
     ) -> None:
         self.vector, self.rows, self.sums = vector, rows, sums
         self._height, self._width = height, width
+
+    def converted(self, four: Callable[[list[Expr]], list[Expr]]) -> Share:
+        """Return this share with each four sums as a function makes them."""
+        rest = self._height, self._width
+        return Share(self.vector, self.rows, lambda: [four(s) for s in self.sums()], *rest)
 
     def store(self, y: Buffer, column: Expr, values: Buffer, *part: Expr) -> None:
         """Emit the store of the vectors at a column of a ``(T, N)`` float32x4 buffer.

@@ -53,8 +53,18 @@ def test_adjoint_has_the_bits_of_its_halves(plan: tuple) -> None:
         _close(actual, reference, bound)
 
 
-def test_other_devices_keep_to_the_units_of_a_subgroup() -> None:
-    case = LinearCase(_group(128, (128,), (False,)), 64, None, 1.0, False)
+@needs_emulation
+def test_other_devices_multiply_by_the_units_of_a_subgroup() -> None:
+    target = get_target("cuda-sm80")
+    case = LinearCase(_group(96, (80, 48), (True, True)), 50, 2, 2.0, False)
+    y = np.full((case.tokens, case.group.rows), np.nan, "float32")
     with deciding({}) as asked:
-        schedule(_forward(case), get_target("cuda-sm80"))
-    assert "tile of 64" not in asked.values
+        _, scheduled = schedule(_forward(case), target)
+    assert not any(name.startswith("tile of") for name in asked.values)
+    Emulation(scheduled, target)(*case.inputs, y)
+    _close(y, case.forward(), 1e-6)
+    expected = case.backward()
+    found = [np.full(e.shape, np.nan, "float32") for e in expected]
+    Emulation(schedule(_backward(case), target)[1], target)(case.dy, *case.inputs, *found)
+    for actual, reference, bound in zip(found, expected, (5e-4, 2e-6, 2e-6), strict=True):
+        _close(actual, reference, bound)
