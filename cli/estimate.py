@@ -102,6 +102,7 @@ def _chosen(asked: CompileOptions, found: CompileOptions, depth: int) -> str:
         f"{found.resident_layers} of {depth} layers in memory, the others read as they compute": (
             asked.resident_layers != found.resident_layers
         ),
+        f"recompute {found.recompute}": found.recompute not in (asked.recompute, "none"),
         f"{found.micro_batch} rows at once": asked.micro_batch != found.micro_batch,
         f"the gradients of one layer ({found.gradients})": asked.gradients != found.gradients,
         f"an {found.head} head": asked.head != found.head,

@@ -137,6 +137,14 @@ _OPTIONS = (
         "the norm of the step before, or after a second backward pass.",
     ),
     option(
+        "--recompute",
+        type=click.Choice(["auto", "all", "wide", "feed-forward", "none"]),
+        default="auto",
+        show_default=True,
+        help="What a layer's backward pass computes again instead of keeping it: less makes a step "
+        "faster and takes more memory.",
+    ),
+    option(
         "--i2s-layout",
         type=click.Choice(["auto", "x86", "arm"]),
         default="auto",
@@ -185,6 +193,7 @@ def read_options(values: dict[str, Any]) -> CompileOptions:
         kv_cache=values.pop("kv_cache"),
         resident_layers=0 if values.pop("stream") else None,
         gradients=values.pop("gradients"),
+        recompute=values.pop("recompute"),
         memory_budget=values.pop("memory_budget"),
     )
 

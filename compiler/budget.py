@@ -13,6 +13,7 @@ from ..models.config import ModelConfig
 from ..targets import FabricError, Target
 from .options import CompileOptions
 from .plan import Footprints, Plan, resident_layers, training_plan
+from .recompute import PLACES
 
 MIB = 1 << 20
 Lessen = Callable[[CompileOptions], CompileOptions | None]
@@ -32,6 +33,12 @@ class Choice:
 
     name: str
     lessen: Lessen
+
+
+def _recompute_more(options: CompileOptions) -> CompileOptions | None:
+    ways = list(PLACES)
+    place = ways.index(options.recompute) + 1
+    return replace(options, recompute=ways[place]) if place < len(ways) else None
 
 
 def _fewer_rows(options: CompileOptions) -> CompileOptions | None:
@@ -60,6 +67,7 @@ def _small_moments(options: CompileOptions) -> CompileOptions | None:
 
 
 CHOICES = (
+    Choice("recompute", _recompute_more),
     Choice("micro-batch", _fewer_rows),
     Choice("layers in memory", _streamed),
     Choice("packing", _packed),
@@ -67,7 +75,7 @@ CHOICES = (
     Choice("moments", _small_moments),
     Choice("gradients", _one_gradient),
 )
-"""In the order in which they are made; the first three leave the losses as they are,
+"""In the order in which they are made; the first four leave the losses as they are,
 but for rounding."""
 
 
@@ -98,6 +106,9 @@ def within_budget(
     budget = options.memory_budget
     if budget is None:
         return options
+    if options.recompute == "auto":
+        # A budget says what may be taken: all that it holds makes a step faster.
+        options = replace(options, recompute="all" if options.saves_memory else "none")
 
     def plan(of: CompileOptions) -> Plan:
         return training_plan(config, target, of, footprints(of))

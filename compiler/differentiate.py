@@ -109,12 +109,18 @@ class _WidenNorms(PyExprMutator):
 
     def _kernel(self, call: relax.Expr, kernel: str) -> Mapping[str, Any] | None:
         """Return the parameters of a kernel that is called; None where it is another one."""
-        if not getattr(getattr(call, "op", None), "name", "").startswith("relax.call_tir"):
-            return None
-        attributes = self.builder_.get()[call.args[0]].attrs
-        if "fabric.kernel" not in attributes or str(attributes["fabric.kernel"]) != kernel:
-            return None
-        return attributes["fabric.params"]
+        name, parameters = kernel_of(self.builder_.get(), call)
+        return parameters if name == kernel else None
+
+
+def kernel_of(module: tvm.IRModule, value: relax.Expr) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and the parameters of the kernel that a value calls; "" of anything else."""
+    if not getattr(getattr(value, "op", None), "name", "").startswith("relax.call_tir"):
+        return "", {}
+    attributes = module[value.args[0]].attrs
+    if "fabric.kernel" not in attributes:
+        return "", {}
+    return str(attributes["fabric.kernel"]), attributes["fabric.params"]
 
 
 def _objective(forward: relax.Function) -> relax.Function:

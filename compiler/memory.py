@@ -17,6 +17,7 @@ from ..targets import Target
 from ..targets.windows import item_bytes
 from .options import CompileOptions
 from .pipeline import apply_schedules, build_graph, fuse, lower
+from .recompute import way_to_recompute
 
 THREADS = 8
 """Threads whose own scratch memory is counted: those of the largest cores that are met."""
@@ -72,7 +73,13 @@ def predicted_footprints(
     No code is generated: the functions of a layer and of the ends do not depend on the depth.
     """
     # What the runtime alone decides makes no other program.
-    same = replace(options, resident_layers=None, gradients="all", memory_budget=None)
+    same = replace(
+        options,
+        recompute=way_to_recompute(config, target, options),
+        resident_layers=None,
+        gradients="all",
+        memory_budget=None,
+    )
     return dict(_lowered(replace(config, num_layers=1), _Key(target), same))
 
 

@@ -14,6 +14,7 @@ from ..targets import FabricError
 
 HEADS = ("int8", "f16")
 GRADIENTS = ("all", "layer", "layer-twice")
+RECOMPUTE = ("auto", "all", "wide", "feed-forward", "none")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class CompileOptions:
         Whether those of ``"all"`` layers are kept until the update, or of one ``"layer"``, whose
         update follows at once: a step is then one micro-batch, and is clipped by the norm of the
         step before, or runs its backward pass twice (``"layer-twice"``).
+    recompute : str
+        What of a layer's forward pass its adjoint computes again: ``"all"``; what is ``"wide"``,
+        which keeps attention and the projection behind it; the ``"feed-forward"`` block; or
+        ``"none"`` of the costly kernels. ``"auto"`` keeps what is small beside the model.
     memory_budget : int, optional
         Most bytes that a training may take; the compiler lessens the rest until it fits.
     debug_dump : pathlib.Path, optional
@@ -59,6 +64,7 @@ class CompileOptions:
     kv_cache: str = "f32"
     resident_layers: int | None = None
     gradients: str = "all"
+    recompute: str = "auto"
     memory_budget: int | None = None
     debug_dump: Path | None = None
 
@@ -76,6 +82,17 @@ class CompileOptions:
                 f"There is no way {self.gradients!r} to keep gradients.",
                 f"Use {', '.join(GRADIENTS[:-1])} or {GRADIENTS[-1]}.",
             )
+        if self.recompute not in RECOMPUTE:
+            raise FabricError(
+                f"There is no way {self.recompute!r} to recompute.",
+                f"Use {', '.join(RECOMPUTE[:-1])} or {RECOMPUTE[-1]}.",
+            )
+        if self.saves_memory and self.recompute not in ("auto", "all"):
+            raise FabricError(
+                f"--recompute {self.recompute} keeps activations of every layer, which --stream "
+                "and --gradients layer do without.",
+                "Leave out one of them, or use --recompute all.",
+            )
         for name, value, most in (
             ("context", self.context, 1 << 17),
             ("micro-batch", self.micro_batch, 1 << 12),
@@ -87,3 +104,8 @@ class CompileOptions:
     def formats(self) -> Formats:
         """How what a model and its training keep in memory is stored."""
         return Formats(HeadFormat(self.head), self.packing, self.moments, self.kv_cache)
+
+    @property
+    def saves_memory(self) -> bool:
+        """Whether a step goes layer by layer, so that nothing but their inputs can be kept."""
+        return self.resident_layers is not None or self.gradients != "all"

@@ -27,6 +27,7 @@ from .device_code import NAME as DEVICE_CODE
 from .differentiate import differentiate, drop_gradient_marks
 from .host_code import NAME as HOST_CODE
 from .options import CompileOptions
+from .recompute import keep_activations, way_to_recompute
 from .rocm import check_linker, unheard
 from .shape_functions import in_order
 from .tuning.applied import Tuning
@@ -43,6 +44,7 @@ ENTRIES = (
     "rope_cache",
     "embed",
     "layer_forward",
+    "layer_forward_kept",
     "layer_vjp",
     "head_loss",
     "head_loss_vjp",
@@ -78,7 +80,9 @@ def build_graph(
     builder = relax.BlockBuilder()
     training_functions(builder, config, shape, options.lora, formats, fused)
     factors = len(adapter_layout(config, options.lora).factors)
-    builder = relax.BlockBuilder(differentiate(builder.get(), 1 + factors, fused))
+    module = differentiate(builder.get(), 1 + factors, fused)
+    way = "all" if target is None else way_to_recompute(config, target, options)
+    builder = relax.BlockBuilder(keep_activations(module, way))
     add_steps(builder, config, shape, options.lora, formats)
     add_layer_steps(builder, config, options.lora, formats)
     add_inference(builder, config, options.lora, formats)

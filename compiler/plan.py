@@ -8,18 +8,19 @@ is measured is at most what was planned.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..models.config import ModelConfig
-from ..models.graph import TensorSpec, attention_shape, head_tensors, layer_tensors
+from ..models.graph import KEPT, attention_shape, head_tensors, layer_tensors
 from ..models.kernels import cache_types, moment_type
 from ..models.lora import adapter_layout
 from ..targets import Target
-from ..targets.windows import item_bytes
 from .memory import PAGE, Footprint
 from .options import CompileOptions
+from .recompute import kept_sizes, way_to_recompute
+from .sizes import tensor_bytes, type_bytes
 
 MIB = 1 << 20
 SLOTS = 2
@@ -84,17 +85,6 @@ class Plan:
         }
 
 
-def tensor_bytes(specs: Iterable[TensorSpec]) -> int:
-    """Return the bytes of tensors."""
-    total = 0
-    for spec in specs:
-        size = item_bytes(spec.dtype)
-        for extent in spec.shape:
-            size *= extent
-        total += size
-    return total
-
-
 def resident_layers(config: ModelConfig, options: CompileOptions) -> int:
     """Return how many layers stay in memory."""
     wanted = options.resident_layers
@@ -123,6 +113,9 @@ def training_plan(
     # What a pool has grown to, it keeps: every step but the first begins with it.
     pooled = target.device in POOLED
     states = (depth + 1,) * len(POINTS) if pooled else (1, depth + 1, depth + 1, depth + 1, 1, 0)
+    way = way_to_recompute(config, target, options)
+    kept = sum(kept_sizes(config, options, way))
+    held = (depth,) * len(POINTS) if pooled else (0, depth, depth, depth, 1, 0)
     work, scratch = _workspaces(found, target, state)
     # Rope, the batch, the seeds of dropout, and a handful of numbers.
     tables = 4 * (options.context * config.head_dim + 3 * tokens + depth + 16)
@@ -133,6 +126,7 @@ def training_plan(
         _constant("gradients", adapter * (depth if options.gradients == "all" else 1)),
         _constant("tokens and positions", tables),
         Row("layer inputs", tuple(count * state for count in states)),
+        Row("kept activations", tuple(count * kept for count in held)),
         Row("workspace", work),
         Row("kernels' scratch", scratch),
     ]
@@ -173,6 +167,7 @@ def bundle_plan(
         "budget": options.memory_budget,
         "resident_layers": resident_layers(config, options),
         "gradients": options.gradients,
+        "recompute": way_to_recompute(config, target, options),
         "training": training_plan(config, target, options, found).to_dict(),
         "writing": writing_plan(config, target, options, found).to_dict(),
     }
@@ -182,18 +177,12 @@ def cache_bytes(config: ModelConfig, options: CompileOptions) -> int:
     """Return the bytes of the keys and values of one context."""
     heads = attention_shape(config)
     types = cache_types(heads, 1, options.context, options.kv_cache)
-    return config.num_layers * sum(_type_bytes(kind) for kind in types.values())
+    return config.num_layers * sum(type_bytes(kind) for kind in types.values())
 
 
 def _moment_bytes(size: int, options: CompileOptions) -> int:
     """Return the bytes of a moment of so many elements."""
-    return _type_bytes(moment_type(size, options.moments))
-
-
-def _type_bytes(kind: Any) -> int:
-    """Return the bytes of a tensor of a static type."""
-    shape = tuple(int(extent) for extent in kind.shape)
-    return tensor_bytes([TensorSpec("", shape, str(kind.dtype))])
+    return type_bytes(moment_type(size, options.moments))
 
 
 def _constant(name: str, size: int) -> Row:
@@ -227,7 +216,7 @@ def _workspaces(
     """Return workspace and scratch at each point; the adjoint of a layer's input counts here."""
     at = (
         ("embed",),
-        ("layer_forward",),
+        (KEPT if KEPT in found else "layer_forward",),
         ("head_loss_vjp",),
         ("layer_vjp", "layer_accumulate"),
         ("layer_vjp", "layer_accumulate"),

@@ -10,13 +10,15 @@ from .layer import (
     layer_tensors,
 )
 from .streaming import add_layer_prefill, add_layer_steps
-from .training import TrainingShape, add_steps, training_functions
+from .training import KEPT, TrainingShape, activation_widths, add_steps, training_functions
 
 __all__ = [
+    "KEPT",
     "Formats",
     "HeadFormat",
     "TensorSpec",
     "TrainingShape",
+    "activation_widths",
     "add_inference",
     "add_layer_prefill",
     "add_layer_steps",

@@ -1,7 +1,8 @@
 """The training side: a layer and its ends as functions, then a micro-step that calls them.
 
-The layer is compiled once and called for each layer, so compile time does not grow with depth, and
-the input of each layer is the only activation that is kept: its adjoint recomputes the rest.
+The layer is compiled once and called for each layer, so compile time does not grow with depth. The
+input of each layer is kept, and what the forward pass gives beside its result; a layer's adjoint
+recomputes the rest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,20 @@ from .layer import (
     tuple_items,
 )
 from .projections import LoraUse, Projections, TrainedProjections
+
+KEPT = "layer_forward_kept"
+"""The layer that gives ``(y, *kept)`` where anything is kept for its adjoint."""
+
+
+def activation_widths(config: ModelConfig) -> dict[str, int]:
+    """Return the columns of each ``(T, N)`` float32 result that a layer's adjoint reads again."""
+    attention = config.num_heads * config.head_dim
+    return {
+        "qkv": attention + 2 * config.num_kv_heads * config.head_dim,
+        "attention": attention,
+        "o": config.hidden_size,
+        "gate_up": 2 * config.intermediate_size,
+    }
 
 
 @dataclass(frozen=True)
@@ -226,13 +241,27 @@ class _Step:
         layer = self.bb.emit(relax.TupleGetItem(adapters, index))
         return list(tuple_items(self.bb, layer, names).values())
 
-    def forward(self, layer: str = "layer_forward") -> list[relax.Var]:
-        """Emit the forward pass; returns the input of each layer and the last output."""
+    def forward(
+        self, layer: str = "layer_forward"
+    ) -> tuple[list[relax.Var], list[list[relax.Var]]]:
+        """Emit the forward pass.
+
+        Returns
+        -------
+        tuple
+            The input of each layer and the last output; and what each layer keeps beside it.
+        """
         states = [self.call("embed", [self.tokens, *self.ends.parameters])]
+        kept: list[list[relax.Var]] = []
         for index in range(self.config.num_layers):
-            arguments = [states[-1], *self.layer_arguments(index)]
-            states.append(self.call(layer, arguments))
-        return states
+            result = self.call(layer, [states[-1], *self.layer_arguments(index)])
+            rest: list[relax.Var] = []
+            if isinstance(result.ty, relax.TupleType):
+                count = len(result.ty.fields)
+                result, *rest = (self.bb.emit(relax.TupleGetItem(result, i)) for i in range(count))
+            states.append(result)
+            kept.append(rest)
+        return states, kept
 
 
 def add_steps(
@@ -244,24 +273,27 @@ def add_steps(
 ) -> None:
     """Add ``train_step``, ``evaluate_step``, ``gradient_squares`` and ``update``.
 
-    Needs ``layer_vjp(*layer_forward's parameters, dy) -> (dx, *dfactors)`` in the module.
+    Needs ``layer_vjp(*layer_forward's parameters, dy, *kept) -> (dx, *dfactors)`` in the module,
+    and ``layer_forward_kept`` where anything is kept.
     """
     step = _Step(bb, config, shape, replace(lora, dropout=0.0), formats)
     layer = "layer_evaluate" if lora.dropout else "layer_forward"
     with bb.function("evaluate_step", step.inputs):
-        last = step.forward(layer)[-1]
-        loss = step.call("head_loss", [last, step.labels, *step.ends.parameters])
+        states, _ = step.forward(layer)
+        loss = step.call("head_loss", [states[-1], step.labels, *step.ends.parameters])
         bb.emit_func_output(loss)
 
     step = _Step(bb, config, shape, lora, formats)
     with bb.function("train_step", [*step.inputs, step.gradients, step.inverse]):
-        states = step.forward()
+        keeps = any(name.name_hint == KEPT for name in bb.get().get_global_vars())
+        states, kept = step.forward(KEPT if keeps else "layer_forward")
         arguments = [states[-1], step.labels, step.inverse, *step.ends.parameters]
         result = step.call("head_loss_vjp", arguments)
         loss, dx = (bb.emit(relax.TupleGetItem(result, i)) for i in range(2))
         totals = []
         for index in reversed(range(config.num_layers)):
-            adjoints = step.call("layer_vjp", [states[index], *step.layer_arguments(index), dx])
+            arguments = [states[index], *step.layer_arguments(index), dx, *kept[index]]
+            adjoints = step.call("layer_vjp", arguments)
             dx = bb.emit(relax.TupleGetItem(adjoints, 0))
             sums = step.factors(step.gradients, index)
             terms = [bb.emit(relax.TupleGetItem(adjoints, i + 1)) for i in range(len(sums))]
