@@ -68,7 +68,8 @@ def estimate_command(
     plan = found.plan.to_dict()
     show_plan(output, plan)
     output.say(f"At most [bold]{found.peak_memory_mib:,.1f} MiB[/] at once.")
-    if changed := _chosen(options, found.options, checkpoint.config.num_layers):
+    changed = _chosen(options, found.options, checkpoint.config.num_layers)
+    if changed and options.memory_budget is not None:
         output.say(f"To fit the budget: {changed}.")
     if picture is not None:
         draw_plan(plan, picture, f"{checkpoint.name} on {chosen.name}")
@@ -91,6 +92,7 @@ def estimate_command(
             "plan": plan,
             "resident_layers": found.options.resident_layers,
             "gradients": found.options.gradients,
+            "recompute": found.options.recompute,
             "micro_batch": found.options.micro_batch,
         }
     )

@@ -13,7 +13,7 @@ from ..models.config import ModelConfig
 from ..targets import FabricError, Target
 from .options import CompileOptions
 from .plan import Footprints, Plan, resident_layers, training_plan
-from .recompute import PLACES
+from .recompute import PLACES, way_to_recompute
 
 MIB = 1 << 20
 Lessen = Callable[[CompileOptions], CompileOptions | None]
@@ -94,7 +94,8 @@ def within_budget(
     target : Target
         Where it runs.
     options : CompileOptions
-        What was asked for, which is only ever lessened; as they are where there is no budget.
+        What was asked for, which is only ever lessened; where there is no budget, it is only said
+        what is recomputed.
     footprints : callable
         Gives the footprints of the functions compiled with some options.
 
@@ -105,7 +106,7 @@ def within_budget(
     """
     budget = options.memory_budget
     if budget is None:
-        return options
+        return replace(options, recompute=way_to_recompute(config, target, options))
     if options.recompute == "auto":
         # A budget says what may be taken: all that it holds makes a step faster.
         options = replace(options, recompute="all" if options.saves_memory else "none")

@@ -61,10 +61,11 @@ def test_a_smaller_budget_packs_then_gives_up_gradients_then_refuses_with_the_le
         planned(memory_budget=(least - 1) * MIB)
 
 
-def test_rows_of_a_micro_batch_are_given_up_first() -> None:
+def test_rows_of_a_micro_batch_are_given_up_before_layers_are_streamed() -> None:
     model = "random:125M"
-    one, four = planned(model), planned(model, micro_batch=4)
+    one, four = (planned(model, micro_batch=rows, recompute="all") for rows in (1, 4))
     found = planned(model, micro_batch=4, memory_budget=(one.plan.peak + four.plan.peak) // 2)
+    assert found.options.recompute == "all"
     assert found.options.micro_batch == 2
     assert found.options.resident_layers is None
 
