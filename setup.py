@@ -78,7 +78,7 @@ def extensions() -> list[Extension]:
     try:
         if sys.platform != "win32":
             build.compiler()
-        return [extension(kind) for kind in build.KINDS]
+        return [extension(kind) for kind in build.BUILT]
     except build.BuildError as error:
         print(f"warning: the native backends are left out. {error}", file=sys.stderr)
         return []

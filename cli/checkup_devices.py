@@ -46,8 +46,10 @@ def check_drivers(api: DeviceApi) -> list[Row]:
     subject = f"{api.name} drivers"
     if found:
         rows.append(Row(subject, OK, found))
-    elif folders and not on_android() and not any(
-        name in os.environ for name in drivers.variables if name.startswith("FABRIC_")
+    elif (
+        folders
+        and not on_android()
+        and not any(name in os.environ for name in drivers.variables if name.startswith("FABRIC_"))
     ):
         rows.append(Row(subject, MISSING, f"{folders[0]} lists none", drivers.install))
     variables = (*SHARED_VARIABLES, *drivers.variables)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import SEED_UNUSED, command, option
-from .memory_plan import draw_plan, show_plan
+from .memory_plan import draw_plan, show_picture, show_plan
 from .options import compile_options, read_options, seeded
 from .output import Output
 from .targets import chosen_target
@@ -67,6 +67,7 @@ def estimate_command(
     )
     plan = found.plan.to_dict()
     show_plan(output, plan)
+    show_picture(output, plan)
     output.say(f"At most [bold]{found.peak_memory_mib:,.1f} MiB[/] at once.")
     changed = _chosen(options, found.options, checkpoint.config.num_layers)
     if changed and options.memory_budget is not None:
@@ -108,6 +109,12 @@ def _chosen(asked: CompileOptions, found: CompileOptions, depth: int) -> str:
         f"{found.micro_batch} rows at once": asked.micro_batch != found.micro_batch,
         f"the gradients of one layer ({found.gradients})": asked.gradients != found.gradients,
         f"an {found.head} head": asked.head != found.head,
+        f"{found.packing} packing": asked.packing != found.packing,
+        f"{found.moments} moments": asked.moments != found.moments,
+        "embedding and head read from the bundle": asked.host_ends != found.host_ends,
+        f"the inputs of {found.host_inputs} layers outside": (
+            asked.host_inputs != found.host_inputs
+        ),
     }
     return ", ".join(text for text, changed in changes.items() if changed)
 

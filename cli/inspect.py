@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .common import SEED_UNUSED, command, option
-from .memory_plan import draw_plan, show_plan
+from .memory_plan import draw_plan, show_picture, show_plan
 from .output import Output
 
 MIB = 2**20
@@ -96,8 +96,13 @@ def _plan(output: Output, plan: dict[str, Any], depth: int) -> None:
         f"\n[bold]Memory plan[/]  {plan['resident_layers']} of {depth} layers in memory, gradients "
         f"{kept}{budget}"
     )
+    if plan.get("host_ends"):
+        output.say("Embedding and head are read from the bundle when a step needs them.")
+    if plan.get("host_inputs"):
+        output.say(f"The inputs of {plan['host_inputs']} layers wait outside of the memory.")
     for work in ("training", "writing"):
         show_plan(output, plan[work])
+    show_picture(output, plan["training"])
 
 
 def _memory(output: Output, memory: dict[str, int]) -> None:

@@ -10,6 +10,8 @@ from xml.sax.saxutils import escape
 from .output import Output
 
 MIB = 1 << 20
+MARKS = 60
+"""Letters of the longest bar."""
 WIDTH, HEIGHT = 900, 470
 LEFT, RIGHT, TOP, BOTTOM = 70, 250, 60, 50
 COLOURS = (
@@ -40,6 +42,25 @@ def show_plan(output: Output, plan: Plan) -> None:
     totals = [sum(sizes) for sizes in zip(*(row for _, row in plan["rows"]), strict=True)]
     table.add_row("[bold]together[/]", *(f"[bold]{size / MIB:,.1f}[/]" for size in totals))
     output.show(table)
+
+
+def show_picture(output: Output, plan: Plan) -> None:
+    """Print a plan's points as bars of letters, one letter a row of the plan."""
+    rows = [(name, sizes) for name, sizes in plan["rows"] if any(sizes)]
+    mark = max(plan["peak"] / MARKS, 1)
+    letters = [chr(ord("A") + index) for index in range(len(rows))]
+    width = max(len(point) for point in plan["points"])
+    output.say(f"Over the step, {mark / MIB:,.1f} MiB a letter:")
+    for index, point in enumerate(plan["points"]):
+        bar, below = "", 0
+        for letter, (_, sizes) in zip(letters, rows, strict=True):
+            # Ends are rounded, not lengths: the bar is as long as its sum.
+            above = below + sizes[index]
+            bar += letter * (round(above / mark) - round(below / mark))
+            below = above
+        output.say(f"  {point:{width}} {bar}")
+    names = (f"{letter} {name}" for letter, (name, _) in zip(letters, rows, strict=True))
+    output.say("  " + ", ".join(names) + ".")
 
 
 def draw_plan(plan: Plan, path: Path, title: str) -> None:

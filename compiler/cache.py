@@ -27,7 +27,14 @@ ENTRIES = 32
 """Modules kept; the least recently used go first. One takes about 2 MiB."""
 SOURCES = ("targets", "models", "schedules", "compiler")
 MODULE, RECORD = "module.so", "record.json"
-AT_RUN_TIME = ("debug_dump", "memory_budget", "resident_layers", "gradients")
+AT_RUN_TIME = (
+    "debug_dump",
+    "memory_budget",
+    "resident_layers",
+    "gradients",
+    "host_ends",
+    "host_inputs",
+)
 """Options that leave the code as it is."""
 KEY_LENGTH = 64
 """Digits of a key."""

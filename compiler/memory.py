@@ -78,6 +78,8 @@ def predicted_footprints(
         recompute=way_to_recompute(config, target, options),
         resident_layers=None,
         gradients="all",
+        host_ends=False,
+        host_inputs=0,
         memory_budget=None,
     )
     return dict(_lowered(replace(config, num_layers=1), _Key(target), same))

@@ -49,6 +49,12 @@ class CompileOptions:
         What of a layer's forward pass its adjoint computes again: ``"all"``; what is ``"wide"``,
         which keeps attention and the projection behind it; the ``"feed-forward"`` block; or
         ``"none"`` of the costly kernels. ``"auto"`` keeps what is small beside the model.
+    host_ends : bool
+        Whether embedding and head stay in the bundle's file while a training does not need them:
+        the tokens' rows are read for the embedding, and the head takes some layers' place.
+    host_inputs : int
+        Layers, from the first, whose inputs wait outside for their adjoints: in the host's memory
+        where a device computes, in a file where the processor does.
     memory_budget : int, optional
         Most bytes that a training may take; the compiler lessens the rest until it fits.
     debug_dump : pathlib.Path, optional
@@ -65,6 +71,8 @@ class CompileOptions:
     resident_layers: int | None = None
     gradients: str = "all"
     recompute: str = "auto"
+    host_ends: bool = False
+    host_inputs: int = 0
     memory_budget: int | None = None
     debug_dump: Path | None = None
 
@@ -108,4 +116,5 @@ class CompileOptions:
     @property
     def saves_memory(self) -> bool:
         """Whether a step goes layer by layer, so that nothing but their inputs can be kept."""
-        return self.resident_layers is not None or self.gradients != "all"
+        streams = self.resident_layers is not None or self.host_ends or self.host_inputs > 0
+        return streams or self.gradients != "all"

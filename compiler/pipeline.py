@@ -15,6 +15,7 @@ from ..models.graph import (
     add_inference,
     add_layer_prefill,
     add_layer_steps,
+    add_row_embedding,
     add_steps,
     training_functions,
 )
@@ -43,6 +44,7 @@ ENTRIES = (
     "decode",
     "rope_cache",
     "embed",
+    "embed_rows",
     "layer_forward",
     "layer_forward_kept",
     "layer_vjp",
@@ -85,6 +87,7 @@ def build_graph(
     builder = relax.BlockBuilder(keep_activations(module, way))
     add_steps(builder, config, shape, options.lora, formats)
     add_layer_steps(builder, config, options.lora, formats)
+    add_row_embedding(builder, config, shape.tokens, formats.head)
     add_inference(builder, config, options.lora, formats)
     add_layer_prefill(builder, config, options.lora, formats)
     module = drop_gradient_marks(builder.get())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.config import ModelConfig
-from ..models.graph import KEPT, attention_shape, head_tensors, layer_tensors
+from ..models.graph import KEPT, TensorSpec, attention_shape, head_tensors, layer_tensors
 from ..models.kernels import cache_types, moment_type
 from ..models.lora import adapter_layout
 from ..targets import Target
@@ -91,6 +91,20 @@ def resident_layers(config: ModelConfig, options: CompileOptions) -> int:
     return config.num_layers if wanted is None else min(wanted, config.num_layers)
 
 
+def outside_inputs(config: ModelConfig, options: CompileOptions) -> int:
+    """Return how many layers' inputs wait outside of the memory."""
+    return min(options.host_inputs, config.num_layers)
+
+
+def evicted_layers(config: ModelConfig, options: CompileOptions) -> int:
+    """Return how many of the layers that stay make room for the head while it computes.
+
+    Those that pass through make room first.
+    """
+    layer, ends, resident, passing = _frozen(config, options)
+    return min(-(-max(ends - passing, 0) // layer), resident)
+
+
 def training_plan(
     config: ModelConfig, target: Target, options: CompileOptions, found: Footprints
 ) -> Plan:
@@ -110,11 +124,9 @@ def training_plan(
     depth, tokens = config.num_layers, options.context * options.micro_batch
     state = 4 * tokens * config.hidden_size
     adapter = 4 * adapter_layout(config, options.lora).size
-    # What a pool has grown to, it keeps: every step but the first begins with it.
-    pooled = target.device in POOLED
-    states = (depth + 1,) * len(POINTS) if pooled else (1, depth + 1, depth + 1, depth + 1, 1, 0)
     way = way_to_recompute(config, target, options)
     kept = sum(kept_sizes(config, options, way))
+    pooled = target.device in POOLED
     held = (depth,) * len(POINTS) if pooled else (0, depth, depth, depth, 1, 0)
     work, scratch = _workspaces(found, target, state)
     # Rope, the batch, the seeds of dropout, and a handful of numbers.
@@ -125,7 +137,7 @@ def training_plan(
         _constant("moments", 2 * depth * _moment_bytes(adapter // 4, options)),
         _constant("gradients", adapter * (depth if options.gradients == "all" else 1)),
         _constant("tokens and positions", tables),
-        Row("layer inputs", tuple(count * state for count in states)),
+        Row("layer inputs", tuple(count * state for count in _states(depth, target, options))),
         Row("kept activations", tuple(count * kept for count in held)),
         Row("workspace", work),
         Row("kernels' scratch", scratch),
@@ -163,8 +175,12 @@ def bundle_plan(
     config: ModelConfig, target: Target, options: CompileOptions, found: Footprints
 ) -> dict[str, Any]:
     """Return what a bundle's manifest keeps: what was chosen, and the plans."""
+    evicted = evicted_layers(config, options) if options.host_ends else 0
     return {
         "budget": options.memory_budget,
+        "host_ends": options.host_ends,
+        "evicted_layers": evicted,
+        "host_inputs": outside_inputs(config, options),
         "resident_layers": resident_layers(config, options),
         "gradients": options.gradients,
         "recompute": way_to_recompute(config, target, options),
@@ -191,13 +207,19 @@ def _constant(name: str, size: int) -> Row:
 
 def _fixed(config: ModelConfig, target: Target, options: CompileOptions, train: bool) -> list[Row]:
     """Return the rows of the program and of the weights."""
-    layer = tensor_bytes(layer_tensors(config, options.packing))
-    resident = resident_layers(config, options)
-    passing = layer * min(SLOTS, config.num_layers - resident)
-    ends = tensor_bytes(head_tensors(config, options.formats.head))
+    layer, ends, resident, passing = _frozen(config, options)
     process = [_constant("Python and TVM's runtime", PROCESS[train])]
+    stay = _constant("layers in memory", resident * layer)
     weights = [_constant("layers passing through", passing), _constant("embedding and head", ends)]
-    if target.family == "cpu" and passing and train:
+    if options.host_ends and train:
+        left = (resident - evicted_layers(config, options)) * layer
+        rows = tensor_bytes(embedded_rows(config, options))
+        stay = Row("layers in memory", _at_the_head(resident * layer, left))
+        weights = [
+            Row("layers passing through", _at_the_head(passing, 0)),
+            Row("embedding and head", _at_the_head(rows, rows + ends)),
+        ]
+    elif target.family == "cpu" and passing and train:
         # The pages of embedding and head are let go behind them, and those of two layers before.
         weights = [
             Row("layers passing through", (0, passing, 0, passing, passing, passing)),
@@ -205,9 +227,40 @@ def _fixed(config: ModelConfig, target: Target, options: CompileOptions, train: 
         ]
     return [
         *(process if target.family == "cpu" else []),
-        _constant("layers in memory", resident * layer),
+        stay,
         *weights,
     ]
+
+
+def _frozen(config: ModelConfig, options: CompileOptions) -> tuple[int, int, int, int]:
+    """Return the bytes of a layer and of both ends, how many layers stay, and the bytes of those
+    that pass through."""
+    layer = tensor_bytes(layer_tensors(config, options.packing))
+    resident = resident_layers(config, options)
+    ends = tensor_bytes(head_tensors(config, options.formats.head))
+    return layer, ends, resident, layer * min(SLOTS, config.num_layers - resident)
+
+
+def embedded_rows(config: ModelConfig, options: CompileOptions) -> list[TensorSpec]:
+    """Return the rows of the embedding that a micro-batch's tokens take."""
+    tokens = options.context * options.micro_batch
+    return options.formats.head.tensors("rows", tokens, config.hidden_size)
+
+
+def _at_the_head(size: int, there: int) -> tuple[int, ...]:
+    """Return a row's bytes at each point, which differ where the head computes."""
+    return tuple(there if point == "head" else size for point in POINTS)
+
+
+def _states(depth: int, target: Target, options: CompileOptions) -> tuple[int, ...]:
+    """Return how many layers' inputs are in memory at each point, the last output included."""
+    outside = min(options.host_inputs, depth)
+    # Beside those that are kept there are a layer's input and output, or an input that is read.
+    kept, read = max(depth - outside + 1, 2), int(outside > 0)
+    if target.device in POOLED:
+        # What a pool has grown to, it keeps: every step but the first begins with it.
+        return (kept + read,) * len(POINTS)
+    return (1, kept, kept, kept + read, 1 + read, 0)
 
 
 def _workspaces(

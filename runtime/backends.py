@@ -11,6 +11,7 @@ from typing import Any
 
 from ..targets import APIS, FabricError
 from . import cuda, metal
+from .cuda.ledger import is_possible
 from .ffi import tvm_ffi
 from .library import load_runtime
 from .native import build
@@ -39,7 +40,8 @@ def load_backend(kind: str) -> None:
             return
         _check(kind)
         if kind in OF_TVM:
-            _loaded[kind] = OF_TVM[kind].load()
+            ledger = _ledger() if kind == cuda.KIND else None
+            _loaded[kind] = cuda.load(ledger) if ledger is not None else OF_TVM[kind].load()
             OF_TVM[kind].register()
             return
         try:
@@ -57,6 +59,24 @@ def load_backend(kind: str) -> None:
                 "Install bitfabric anew, or remove its cache folder, and try again.",
             ) from error
         _loaded[kind] = path
+
+
+def _ledger() -> Path | None:
+    """Return the library that counts what is taken of CUDA's memory; None where there can't be one.
+
+    It is an account and a bound: a machine without a compiler trains without it.
+    """
+    if not is_possible():
+        return None
+    name = cuda.KIND
+    for path in (build.FOLDER / build.library_name(name), _cached(name)):
+        if build.is_current(path, name):
+            return path
+    try:
+        build.build(name, path)
+    except (build.BuildError, OSError):
+        return None
+    return path
 
 
 def backend_status(kind: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from .engine import TrainingEngine
 from .inference import InferenceEngine
 from .memory import peak_memory_mib
 from .protocols import Tensors
-from .streaming import StreamingInferenceEngine, StreamingTrainingEngine
+from .streaming import Outside, StreamingInferenceEngine, StreamingTrainingEngine
 
 MIB = 1 << 20
 
@@ -39,10 +39,14 @@ def training_engine(bundle: Bundle, budget: int | None = None) -> TrainingEngine
     bound = plan["budget"] if budget is None else budget
     _check(plan, "training", bound)
     resident, gradients = plan["resident_layers"], plan["gradients"]
-    if resident == bundle.config["num_layers"] and gradients == "all":
+    # A bundle of before has no such words, and keeps everything in memory.
+    outside = Outside(
+        plan.get("host_ends", False), plan.get("evicted_layers", 0), plan.get("host_inputs", 0)
+    )
+    if resident == bundle.config["num_layers"] and gradients == "all" and outside == Outside():
         engine = TrainingEngine(bundle)
     else:
-        engine = StreamingTrainingEngine(bundle, resident, gradients)
+        engine = StreamingTrainingEngine(bundle, resident, gradients, outside)
     if bound is not None:
         engine.memory.keep_within(bound)
         for name in ("accumulate", "evaluate", "update"):

@@ -84,7 +84,7 @@ class Bundle:
     @cached_property
     def _files(self) -> list[dict[str, np.ndarray]]:
         entries = self.manifest["weights"]
-        return [_tensors(raw, entry) for raw, entry in zip(self._raw, entries, strict=True)]
+        return [tensors_of(raw, entry) for raw, entry in zip(self._raw, entries, strict=True)]
 
     def weight_file(self, index: int) -> tuple[Path, np.ndarray]:
         """Return a weight file, the ends' first and then each layer's, and its mapped bytes."""
@@ -101,8 +101,8 @@ class Bundle:
         return self._files[1:]
 
 
-def _tensors(raw: np.ndarray, entry: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the tensors of a mapped weight file by name."""
+def tensors_of(raw: np.ndarray, entry: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the tensors of a weight file's bytes, as the manifest lists them, by name."""
     tensors = {}
     for spec in entry["tensors"]:
         dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])

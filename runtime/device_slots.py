@@ -6,83 +6,14 @@ copies it runs beside the kernels, elsewhere in their order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle
-from .cuda import KIND as CUDA
-from .memory_space import DeviceMemory, Tensor, Windows
-from .weight_errors import missing, unreadable
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a layer's file, and the tensor that it is copied to."""
-
-    tensor: Tensor
-    offset: int
-    size: int
-
-
-class Lane(Protocol):
-    """How bytes come to a device."""
-
-    def staging(self, size: int) -> np.ndarray:
-        """Return memory of the host that copies are made from, uint8."""
-        ...
-
-    def send(self, slot: int, staged: np.ndarray, pieces: list[Piece]) -> None:
-        """Begin to copy, after what `used` has noted; called by the reading thread."""
-        ...
-
-    def ready(self, slot: int) -> None:
-        """See to it that what is computed from now on finds the copies made."""
-        ...
-
-    def used(self, slot: int) -> None:
-        """Note what has been asked so far, which reads the slot's tensors."""
-        ...
-
-    def free(self, slot: int) -> None:
-        """Wait until the slot's staging memory may be written again."""
-        ...
-
-
-class QueueLane:
-    """Copies in the order of the kernels: all that OpenCL and Vulkan are asked for.
-
-    Parameters
-    ----------
-    memory : DeviceMemory
-        The device's.
-    """
-
-    def __init__(self, memory: DeviceMemory) -> None:
-        self._memory = memory
-        self._waiting: dict[int, tuple[np.ndarray, list[Piece]]] = {}
-
-    def staging(self, size: int) -> np.ndarray:
-        """Return ordinary memory."""
-        return np.empty(size, np.uint8)
-
-    def send(self, slot: int, staged: np.ndarray, pieces: list[Piece]) -> None:
-        """Keep the copy for the thread that launches kernels."""
-        self._waiting[slot] = staged, pieces
-
-    def ready(self, slot: int) -> None:
-        """Copy what waits."""
-        staged, pieces = self._waiting.pop(slot, (None, []))
-        for piece in pieces:
-            assert staged is not None
-            self._memory.write(piece.tensor, staged[piece.offset :][: piece.size])
-
-    def used(self, slot: int) -> None:
-        """Do nothing: copies keep the order."""
-
-    def free(self, slot: int) -> None:
-        """Return at once: a copy is made when `ready` returns."""
+from .bundle import Bundle, tensors_of
+from .lanes import Piece, lane
+from .memory_space import DeviceMemory, Windows
+from .weight_reading import read_file, read_parts
 
 
 class DeviceSlots:
@@ -101,31 +32,33 @@ class DeviceSlots:
     """
 
     def __init__(self, bundle: Bundle, memory: DeviceMemory, count: int, first: int) -> None:
-        self._bundle, self._lane = bundle, _lane(memory)
+        self._bundle, self._memory, self._lane = bundle, memory, lane(memory)
         self._tensors: list[list[Windows]] = []
-        self._staged: list[np.ndarray] = []
+        self._staged: list[np.ndarray | None] = []
         for layer in range(first, first + count):
-            self._tensors.append([memory.room(a) for a in bundle.layers[layer].values()])
-            self._staged.append(self._lane.staging(bundle.weight_file(1 + layer)[1].nbytes))
+            self._tensors.append(self._room(layer))
+            self._staged.append(None)
+
+    def _room(self, layer: int) -> list[Windows]:
+        return [self._memory.room(array) for array in self._bundle.layers[layer].values()]
 
     def load(self, slot: int, layer: int) -> None:
         """Read a layer's file and begin its copy, see `layer_feed.Slots`."""
         self._lane.free(slot)
+        if not self._tensors[slot]:
+            self._tensors[slot] = self._room(layer)
+        pieces = self._pieces(slot, layer)
+        places = self._lane.places(pieces)
+        if places is not None:
+            offsets = [piece.offset for piece in pieces]
+            read_parts(self._bundle, 1 + layer, zip(offsets, places, strict=True))
+            return
         staged = self._staged[slot]
-        self._read(layer, staged)
-        self._lane.send(slot, staged, self._pieces(slot, layer))
-
-    def _read(self, layer: int, staged: np.ndarray) -> None:
-        path, _ = self._bundle.weight_file(1 + layer)
-        done = 0
-        try:
-            with path.open("rb", buffering=0) as file:
-                while done < len(staged) and (count := file.readinto(staged[done:].data)):
-                    done += count
-        except OSError as error:
-            raise unreadable(path.name, error) from error
-        if done < len(staged):
-            raise missing(path.name, done, len(staged))
+        if staged is None:
+            size = self._bundle.weight_file(1 + layer)[1].nbytes
+            staged = self._staged[slot] = self._lane.staging(size)
+        read_file(self._bundle, 1 + layer, staged)
+        self._lane.send(slot, staged, pieces)
 
     def _pieces(self, slot: int, layer: int) -> list[Piece]:
         specs = self._bundle.manifest["weights"][1 + layer]["tensors"]
@@ -144,20 +77,30 @@ class DeviceSlots:
         """Note what reads the slot."""
         self._lane.used(slot)
 
-    def drop(self, slot: int, layer: int) -> bool:
-        """Do nothing: the next layer takes the same memory."""
-        return False
+    def drop(self, slot: int, layer: int, whole: bool) -> bool:
+        """Do nothing, for the next layer takes the same memory; `whole` frees it.
+
+        Everything that reads the slot must have been computed then.
+        """
+        if whole:
+            self._lane.ready(slot)
+            self._memory.wait()
+            self._tensors[slot] = []
+        return whole
+
+    def evict(self, layer: int, tensors: list[Windows]) -> list[Windows]:
+        """Free a layer's tensors; everything that reads them must have been computed."""
+        return []
+
+    def restore(self, layer: int, tensors: list[Windows]) -> list[Windows]:
+        """Read a layer's file and copy it to the device."""
+        raw = np.empty(self._bundle.weight_file(1 + layer)[1].nbytes, np.uint8)
+        read_file(self._bundle, 1 + layer, raw)
+        arrays = tensors_of(raw, self._bundle.manifest["weights"][1 + layer])
+        return [self._memory.constant(array) for array in arrays.values()]
 
     def drop_ends(self) -> None:
         """Do nothing: embedding and head stay on the device."""
-
-
-def _lane(memory: DeviceMemory) -> Lane:
-    if memory.kind == CUDA:
-        from .cuda.lane import CudaLane
-
-        return CudaLane(memory.index)
-    return QueueLane(memory)
 
 
 def _pieces_of(spec: dict[str, Any], tensor: Windows) -> list[Piece]:

@@ -57,10 +57,21 @@ class MappedSlots:
     def used(self, slot: int) -> None:
         """Do nothing: the processor has finished when a function returns."""
 
-    def drop(self, slot: int, layer: int) -> bool:
+    def drop(self, slot: int, layer: int, whole: bool) -> bool:
         """Give a layer's pages back to the system."""
+        del slot, whole
         self._release(1 + layer)
         return True
+
+    def evict(self, layer: int, tensors: list[Windows]) -> list[Windows]:
+        """Give a layer's pages back; the tensors stay what they are."""
+        self._release(1 + layer)
+        return tensors
+
+    def restore(self, layer: int, tensors: list[Windows]) -> list[Windows]:
+        """Read a layer's pages again."""
+        self.load(0, layer)
+        return tensors
 
     def drop_ends(self) -> None:
         """Give the pages of embedding and head back to the system."""

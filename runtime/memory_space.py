@@ -17,6 +17,7 @@ import numpy as np
 
 from ..targets import FabricError
 from ..targets.windows import windows
+from .blocks import Block, DeviceBlock, HostBlock, SplitBlock, aligned
 from .ffi import tvm_ffi
 
 Tensor: TypeAlias = "tvm_ffi.Tensor"
@@ -27,32 +28,6 @@ MIB = 1 << 20
 
 STAGED = 64 << 10
 """Bytes that a backend copies at once when it is asked to write them."""
-
-
-class Block(Protocol):
-    """A tensor that the host fills and reads."""
-
-    tensor: Tensor
-
-    def part(self, begin: int, shape: Sequence[int]) -> Tensor:
-        """Return a part of a one-dimensional block, from an element on, as a tensor."""
-        ...
-
-    def read(self) -> np.ndarray:
-        """Return the values: the memory itself where it is the processor's, else a copy."""
-        ...
-
-    def write(self, values: np.ndarray) -> None:
-        """Replace the values, those of the parts as well."""
-        ...
-
-    def gather(self) -> None:
-        """Take over what functions wrote to the parts, where these have memory of their own."""
-        ...
-
-    def scatter(self) -> None:
-        """Hand what functions wrote to the whole on to such parts."""
-        ...
 
 
 class MemorySpace(Protocol):
@@ -103,40 +78,6 @@ class MemorySpace(Protocol):
         ...
 
 
-def aligned(shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
-    """Return a zeroed array whose data starts at a multiple of 64 bytes."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-class HostBlock:
-    """A block over an array's own memory: C-contiguous, 64-byte aligned."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-        self.tensor = tvm_ffi.from_dlpack(array)
-
-    def part(self, begin: int, shape: Sequence[int]) -> Tensor:
-        """Return a part of a one-dimensional block as a tensor."""
-        return tvm_ffi.from_dlpack(self._array[begin:][: math.prod(shape)].reshape(shape))
-
-    def read(self) -> np.ndarray:
-        """Return the memory itself."""
-        return self._array
-
-    def write(self, values: np.ndarray) -> None:
-        """Replace the values."""
-        self._array[...] = values
-
-    def gather(self) -> None:
-        """Return: the parts are of the same memory."""
-
-    def scatter(self) -> None:
-        """Return: the parts are of the same memory."""
-
-
 class HostMemory:
     """The processor's memory."""
 
@@ -178,75 +119,6 @@ class HostMemory:
         """Do nothing: `budget.Watched` looks at the process."""
 
 
-class DeviceBlock:
-    """A block of a device's memory."""
-
-    def __init__(self, memory: DeviceMemory, shape: Sequence[int], dtype: str) -> None:
-        self._memory, self._shape, self._dtype = memory, tuple(shape), dtype
-        self.tensor = memory.allocate(shape, dtype)
-
-    def part(self, begin: int, shape: Sequence[int]) -> Tensor:
-        """Return a part of a one-dimensional block as a tensor of its own."""
-        offset = begin * np.dtype(self._dtype).itemsize
-        dtype = tvm_ffi.dtype(self._dtype)
-        return self._memory.view(self.tensor, offset, tvm_ffi.Shape(tuple(shape)), dtype)
-
-    def read(self) -> np.ndarray:
-        """Return a copy of the values."""
-        return self._memory.read(self.tensor)
-
-    def write(self, values: np.ndarray) -> None:
-        """Replace the values."""
-        array = np.empty(self._shape, self._dtype)
-        array[...] = values
-        self._memory.write(self.tensor, array)
-
-    def gather(self) -> None:
-        """Return: the parts are of the same memory."""
-
-    def scatter(self) -> None:
-        """Return: the parts are of the same memory."""
-
-
-class SplitBlock(DeviceBlock):
-    """A block of a device whose kernels take whole buffers: its parts are tensors of their own."""
-
-    def __init__(self, memory: DeviceMemory, shape: Sequence[int], dtype: str) -> None:
-        super().__init__(memory, shape, dtype)
-        self._parts: list[tuple[int, Tensor]] = []
-
-    def part(self, begin: int, shape: Sequence[int]) -> Tensor:
-        """Return a part as a tensor with memory of its own, the same one each time."""
-        offset, extents = begin * np.dtype(self._dtype).itemsize, tuple(shape)
-        for place, tensor in self._parts:
-            if (place, tuple(tensor.shape)) == (offset, extents):
-                return tensor
-        tensor = self._memory.allocate(extents, self._dtype)
-        self._parts.append((offset, tensor))
-        self._memory.copy(self.tensor, offset, tensor, 0, tensor.shape)
-        return tensor
-
-    def write(self, values: np.ndarray) -> None:
-        """Replace the values, those of the parts as well."""
-        super().write(values)
-        self.scatter()
-
-    def read(self) -> np.ndarray:
-        """Return a copy of the values, with those of the parts."""
-        self.gather()
-        return super().read()
-
-    def gather(self) -> None:
-        """Copy the parts to their places."""
-        for offset, tensor in self._parts:
-            self._memory.copy(tensor, 0, self.tensor, offset, tensor.shape)
-
-    def scatter(self) -> None:
-        """Copy their places to the parts."""
-        for offset, tensor in self._parts:
-            self._memory.copy(self.tensor, offset, tensor, 0, tensor.shape)
-
-
 class DeviceMemory:
     """The memory of one device of a native backend.
 
@@ -272,13 +144,14 @@ class DeviceMemory:
             self.guarded(tvm_ffi.get_global_func(f"runtime.TVMTensor{name}"))
             for name in ("AllocWithScope", "CopyFromBytes", "CopyToBytes")
         )
-        self.view, self.copy = (self._optional(name) for name in ("view", "copy"))
+        self.view, self.copy = (self.optional(name) for name in ("view", "copy"))
         self._write = tvm_ffi.get_global_func(f"bitfabric.{kind}.write")
         self._clear = tvm_ffi.get_global_func(f"bitfabric.{kind}.clear")
+        self._refused = self.optional("refused")
         self._recorder = tvm_ffi.get_global_func(f"bitfabric.{kind}.recorder")(index)
         self._probe = self.allocate((1,), "float32")
 
-    def _optional(self, name: str) -> Any:
+    def optional(self, name: str) -> Any:
         """Return a function of the backend's; None where it has none of the name."""
         return tvm_ffi.get_global_func(f"bitfabric.{self.kind}.{name}", allow_missing=True)
 
@@ -358,22 +231,29 @@ class DeviceMemory:
             try:
                 return function(*arguments)
             except RuntimeError as error:
-                raise device_error(error) from error
+                raise device_error(error, self.refusal()) from error
 
         return call
 
     def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """Return a call that, from its third time on, launches its recorded kernels alone."""
-        return _Repeated(function, self._recorder)
+        return _Repeated(function, self._recorder, self.refusal)
 
     def peak_mib(self) -> float:
         """Return the most memory of the device held at once by this process, MiB."""
         found = json.loads(tvm_ffi.get_global_func(f"bitfabric.{self.kind}.memory")(self.index))
         return found["peak"] / 2**20
 
+    def refusal(self) -> str:
+        """Return why the allocator gave no memory, where an error does not say it; else ""."""
+        refused = self._refused(self.index) if self._refused is not None else 0
+        if not refused:
+            return ""
+        return f"The memory budget has no room for {refused / MIB:,.1f} MiB."
+
     def keep_within(self, budget: int) -> None:
-        """Have the backend's allocator refuse what would take more; TVM's own has no bound."""
-        bound = tvm_ffi.get_global_func(f"bitfabric.{self.kind}.budget", allow_missing=True)
+        """Have the allocator refuse what would take more; Metal's has no bound."""
+        bound = self.optional("budget")
         if bound is not None:
             bound(self.index, budget)
 
@@ -384,8 +264,13 @@ class _Repeated:
     The result is the same tensors each time, with new values.
     """
 
-    def __init__(self, function: Callable[[], Any], recorder: Callable[..., Any]) -> None:
-        self._function, self._recorder = function, recorder
+    def __init__(
+        self,
+        function: Callable[[], Any],
+        recorder: Callable[..., Any],
+        refusal: Callable[[], str] = str,
+    ) -> None:
+        self._function, self._recorder, self._refusal = function, recorder, refusal
         self._replay: Callable[[bool], str] | None = None
         self._calls, self._result = 0, None
 
@@ -393,7 +278,7 @@ class _Repeated:
         try:
             return self._called()
         except RuntimeError as error:
-            raise device_error(error) from error
+            raise device_error(error, self._refusal()) from error
 
     def _called(self) -> Any:
         self._calls += 1
@@ -420,9 +305,10 @@ class _Repeated:
         return [(name, 1e-9 * nanoseconds, sum(rest)) for name, nanoseconds, *rest in found]
 
 
-def device_error(error: Exception) -> FabricError:
-    """Return what a native backend's error means for a person."""
+def device_error(error: Exception, refusal: str = "") -> FabricError:
+    """Return what a native backend's error, or its allocator's refusal, means for a person."""
     message = str(error).strip().splitlines()[0] if str(error).strip() else "unknown error"
+    message = refusal or message
     if "memory budget" in message:
         remedy = "Raise --memory-budget, or compile the bundle again for this one."
     elif "out of memory" in message:

@@ -14,6 +14,34 @@ from .files import atomic_write, plain_json, read_error, write_error
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """How much of a step's reading was hidden behind its computing.
+
+    Attributes
+    ----------
+    transfer_s : float
+        Seconds in which layers were read and copied.
+    compute_s : float
+        Seconds of the step in which nothing waited for them.
+    wall_s : float
+        Seconds of the step.
+    overlap : float
+        Fraction of the transfer that was hidden, 0 to 1; 1 where nothing was read.
+    """
+
+    transfer_s: float
+    compute_s: float
+    wall_s: float
+    overlap: float
+
+    @classmethod
+    def of(cls, reading: float, waiting: float, wall: float) -> Transfer:
+        """Make it of the seconds of reading, of waiting for it, and of the step."""
+        hidden = 1.0 - waiting / reading if reading > 0.0 else 1.0
+        return cls(reading, max(wall - waiting, 0.0), wall, min(max(hidden, 0.0), 1.0))
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """What one optimizer step was like.
 
@@ -31,6 +59,8 @@ class StepMetrics:
         Real tokens of the step, padding left out.
     tokens_per_s, memory_mib, time : float
         Speed of the step, memory held after it, seconds of training since its start.
+    transfer : Transfer, optional
+        Of layers that are read while others compute.
     """
 
     step: int
@@ -42,6 +72,7 @@ class StepMetrics:
     tokens_per_s: float
     memory_mib: float
     time: float
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +146,8 @@ class MetricsFile:
             Where the disk is full.
         """
         assert self._file is not None, "open_after comes first"
-        line = json.dumps(plain_json(asdict(metrics))).encode() + b"\n"
+        values = {key: value for key, value in asdict(metrics).items() if value is not None}
+        line = json.dumps(plain_json(values)).encode() + b"\n"
         try:
             while line:
                 line = line[self._file.write(line) :]

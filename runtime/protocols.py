@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,15 @@ class Trains(Protocol):
 
     def load_adapter_tensors(self, tensors: Tensors) -> None:
         """Take what `adapter_tensors` gave."""
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """Reads layers while others compute."""
+
+    def transfer_seconds(self) -> tuple[float, float]:
+        """Return the seconds of reading so far, and of them those that the computing waited."""
+        ...
 
 
 class Generates(Protocol):

@@ -20,8 +20,10 @@ from ..targets import FabricError
 from .batch import Batch
 from .bundle import Bundle
 from .engine import AdapterLayout, Tensors, TrainingEngine, end_tensors
+from .host_ends import Ends, HeldEnds, HostEnds
 from .inference import InferenceEngine
 from .layer_feed import LayerFeed
+from .layer_inputs import LayerInputs
 from .memory_space import MemorySpace, Tensor, Windows
 
 KEPT, LAYER, LAYER_TWICE = "all", "layer", "layer-twice"
@@ -44,8 +46,27 @@ FUNCTIONS = (
 class _Pending:
     """A micro-batch whose backward pass waits for the update: its states and their adjoint."""
 
-    states: dict[int, Tensor]
+    inputs: LayerInputs
     adjoint: Tensor
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What of a training is in memory only while it is used, beside layers.
+
+    Attributes
+    ----------
+    ends : bool
+        Embedding and head.
+    evicted : int
+        Layers that stay otherwise, and make room for the head.
+    inputs : int
+        The first so many layers' inputs.
+    """
+
+    ends: bool = False
+    evicted: int = 0
+    inputs: int = 0
 
 
 class StreamingTrainingEngine(TrainingEngine):
@@ -59,6 +80,8 @@ class StreamingTrainingEngine(TrainingEngine):
         Layers that stay in memory.
     gradients : str
         ``"all"``; or ``"layer"`` or ``"layer-twice"``, with which a step is one micro-batch.
+    outside : Outside
+        What else is not in memory.
 
     Attributes
     ----------
@@ -66,8 +89,15 @@ class StreamingTrainingEngine(TrainingEngine):
         Where the layers come from.
     """
 
-    def __init__(self, bundle: Bundle, resident: int, gradients: str = KEPT) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        resident: int,
+        gradients: str = KEPT,
+        outside: Outside | None = None,
+    ) -> None:
         self._resident, self._kept = resident, gradients
+        self._outside = outside or Outside()
         self._pending: _Pending | None = None
         self._norm: float | None = None
         super().__init__(bundle)
@@ -80,10 +110,17 @@ class StreamingTrainingEngine(TrainingEngine):
     def _bind(self) -> None:
         """Prepare the functions of one layer instead of those of all."""
         machine, memory = self._machine, self._machine.memory
-        self._ends = end_tensors(self.bundle, memory)
-        self.feed = LayerFeed(self.bundle, memory, self._resident)
+        outside, tokens = self._outside, self.micro_batch * self.context
+        self.feed = LayerFeed(self.bundle, memory, self._resident, outside.evicted)
+        self._ends: Ends = (
+            HostEnds(self.bundle, memory, self.feed, tokens)
+            if outside.ends
+            else HeldEnds(end_tensors(self.bundle, memory), self.feed)
+        )
+        self._states = LayerInputs(memory, outside.inputs, self.bundle.path)
         self._rope = machine["rope"]()
-        self._calls = {name: machine[name] for name in FUNCTIONS}
+        names = (*FUNCTIONS, "embed_rows") if outside.ends else FUNCTIONS
+        self._calls = {name: machine[name] for name in names}
         dropout = bool(self.bundle.lora["dropout"])
         self._calls["layer_evaluate"] = machine["layer_evaluate" if dropout else "layer_forward"]
         self._factors = self._adapter.factors
@@ -100,17 +137,16 @@ class StreamingTrainingEngine(TrainingEngine):
         starts = self._inputs["starts"].tensor
         return [*self._factors[layer], starts, self._rope, *seed, *weights]
 
-    def _forward(self, function: str, keep: bool) -> list[Tensor]:
-        """Run the layers; return the input of each and the last output, or the last alone."""
-        with self.feed.ends():
-            states = [self._calls["embed"](self._inputs["tokens"].tensor, *self._ends)]
+    def _forward(self, batch: Batch, function: str, inputs: LayerInputs | None) -> Tensor:
+        """Run the layers, whose inputs are kept where there is a place; return the last output."""
+        x = self._ends.embedded(self._calls, self._inputs["tokens"].tensor, batch.tokens)
         for layer, weights in self.feed.visit(range(self._layout.layers)):
             seeded = function == "layer_forward"
             arguments = self._arguments(layer, weights, seeded)
-            states.append(self._calls[function](states[-1], *arguments))
-            if not keep:
-                del states[0]
-        return states
+            if inputs is not None:
+                inputs.keep(layer, x)
+            x = self._calls[function](x, *arguments)
+        return x
 
     def _backward(self, work: _Pending, take: Any) -> None:
         """Run the layers' adjoints, last first; `take` is given each layer's gradients."""
@@ -118,7 +154,7 @@ class StreamingTrainingEngine(TrainingEngine):
         order = reversed(range(self._layout.layers))
         for layer, weights in self.feed.visit(order):
             arguments = self._arguments(layer, weights, seeded=True)
-            adjoints = self._calls["layer_vjp"](work.states[layer], *arguments, adjoint)
+            adjoints = self._calls["layer_vjp"](work.inputs[layer], *arguments, adjoint)
             adjoint = adjoints[0]
             sums = self._sums[layer if self._kept == KEPT else 0]
             self._calls["layer_accumulate"](*sums, *[adjoints[i + 1] for i in range(len(sums))])
@@ -143,12 +179,14 @@ class StreamingTrainingEngine(TrainingEngine):
             )
         self._load(batch, seed)
         self._inverse.write(np.float32(inverse_count))
-        *states, last = self._forward("layer_forward", keep=True)
+        self._states.clear()
+        last = self._forward(batch, "layer_forward", self._states)
         labels = self._inputs["labels"].tensor
-        with self.feed.ends():
-            result = self._calls["head_loss_vjp"](last, labels, self._inverse.tensor, *self._ends)
-        work = _Pending(dict(enumerate(states)), result[1])
-        del states, last
+        with self._ends.head() as ends:
+            result = self._calls["head_loss_vjp"](last, labels, self._inverse.tensor, *ends)
+            del ends
+        work = _Pending(self._states, result[1])
+        del last
         if self._kept == KEPT:
             self._backward(work, _let_go)
         else:
@@ -158,9 +196,10 @@ class StreamingTrainingEngine(TrainingEngine):
     def evaluate(self, batch: Batch) -> float:
         """Return the sum of the losses, see `TrainingEngine.evaluate`."""
         self._load(batch)
-        (last,) = self._forward("layer_evaluate", keep=False)
-        with self.feed.ends():
-            losses = self._calls["head_loss"](last, self._inputs["labels"].tensor, *self._ends)
+        last = self._forward(batch, "layer_evaluate", None)
+        with self._ends.head() as ends:
+            losses = self._calls["head_loss"](last, self._inputs["labels"].tensor, *ends)
+            del ends
         return self._sum(losses)
 
     def update(
@@ -237,6 +276,10 @@ class StreamingTrainingEngine(TrainingEngine):
         self._pending = self._norm = None
         return super()._clear()
 
+    def transfer_seconds(self) -> tuple[float, float]:
+        """Return the seconds of reading layers so far, and of waiting for them."""
+        return self.feed.times.reading, self.feed.times.waiting
+
     def state(self) -> Tensors:
         """Return the state; with the norm of the last step where the next one is clipped by it."""
         norm = {} if self._norm is None else {"norm": np.array([self._norm], np.float32)}
@@ -251,7 +294,7 @@ class StreamingTrainingEngine(TrainingEngine):
 
 def _let_go(layer: int, work: _Pending) -> None:
     """Forget a layer's input, which its adjoint was the last to need."""
-    del work.states[layer]
+    work.inputs.drop(layer)
 
 
 class OneLayer:

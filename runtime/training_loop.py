@@ -16,8 +16,8 @@ from .data import dropout_seed
 from .evaluate import Evaluation, evaluate
 from .interrupt import StopRequest, TrainingInterrupted
 from .memory import current_memory_mib
-from .metrics import EvalMetrics, StepMetrics
-from .protocols import BundleLike, Trains
+from .metrics import EvalMetrics, StepMetrics, Transfer
+from .protocols import BundleLike, Streams, Trains
 from .recorder import Recorder
 from .schedule import learning_rate_at, warmup_steps
 from .training_data import TrainingData
@@ -169,7 +169,7 @@ class TrainingLoop:
             scheduler=config.scheduler,
             warmup=self.warmup,
         )
-        total_loss = 0.0
+        total_loss, transferred = 0.0, self._transferred()
         for index, batch in enumerate(data.train.micro_batches(rows)):
             seed = dropout_seed(config.seed, step, index)
             total_loss += self.engine.accumulate(batch, 1.0 / labelled, seed)
@@ -184,13 +184,27 @@ class TrainingLoop:
         )
         if not math.isfinite(norm):
             raise DivergedError(step, "gradients' norm", rate)
-        self._record_step(step, total_loss / labelled, rate, norm, tokens, began)
+        seconds = time.perf_counter() - began
+        transfer = None
+        if transferred is not None and (now := self._transferred()) is not None:
+            transfer = Transfer.of(now[0] - transferred[0], now[1] - transferred[1], seconds)
+        self._record_step(step, total_loss / labelled, rate, norm, tokens, seconds, transfer)
+
+    def _transferred(self) -> tuple[float, float] | None:
+        """Return the seconds of reading layers and of waiting for them; None without streaming."""
+        return self.engine.transfer_seconds() if isinstance(self.engine, Streams) else None
 
     def _record_step(
-        self, step: int, loss: float, rate: float, norm: float, tokens: int, began: float
+        self,
+        step: int,
+        loss: float,
+        rate: float,
+        norm: float,
+        tokens: int,
+        seconds: float,
+        transfer: Transfer | None,
     ) -> None:
         """Count the step and tell everyone about it."""
-        seconds = time.perf_counter() - began
         progress = self.progress
         progress.step = step
         progress.tokens += tokens
@@ -206,6 +220,7 @@ class TrainingLoop:
             tokens_per_s=tokens / seconds,
             memory_mib=round(current_memory_mib(), 1),
             time=progress.train_seconds,
+            transfer=transfer,
         )
         self.recorder.step(metrics)
 

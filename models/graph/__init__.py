@@ -9,7 +9,7 @@ from .layer import (
     head_tensors,
     layer_tensors,
 )
-from .streaming import add_layer_prefill, add_layer_steps
+from .streaming import add_layer_prefill, add_layer_steps, add_row_embedding
 from .training import KEPT, TrainingShape, activation_widths, add_steps, training_functions
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "add_inference",
     "add_layer_prefill",
     "add_layer_steps",
+    "add_row_embedding",
     "add_steps",
     "attention_shape",
     "head_tensors",

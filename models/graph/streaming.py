@@ -14,6 +14,7 @@ from ..kernels import (
     accumulate,
     cache_types,
     cached_attention,
+    embed,
     logits,
     moment_type,
     sum_squares,
@@ -57,6 +58,24 @@ def add_layer_steps(
     hyper = relax.Var("hyper", relax.TensorType((8,), "float32"))
     with bb.function("layer_update", [*buffers, hyper]):
         bb.emit_func_output(update(bb, buffers, hyper, formats.moments))
+
+
+def add_row_embedding(
+    bb: relax.BlockBuilder, config: ModelConfig, tokens: int, head: HeadFormat
+) -> None:
+    """Add ``embed_rows(tokens, table)``, ``embed`` over a table that has the tokens' rows alone.
+
+    The table is ``(T, H)``, a row for each token of a micro-batch, with a ``(T,)`` scale behind it
+    where `head` has one; ``tokens (T,)`` int32 says which row is whose.
+    """
+    which = relax.Var("tokens", relax.TensorType((tokens,), "int32"))
+    table, *scale = (
+        relax.Var(spec.name, spec.type) for spec in head.tensors("rows", tokens, config.hidden_size)
+    )
+    with bb.function("embed_rows", [which, table, *scale]):
+        with bb.dataflow():
+            out = bb.emit_output(embed(bb, which, table, scale[0] if scale else None))
+        bb.emit_func_output(out)
 
 
 def add_layer_prefill(

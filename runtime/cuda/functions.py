@@ -14,7 +14,8 @@ from typing import Any
 from ..ffi import tvm_ffi
 from .devices import list_devices
 from .graphs import record
-from .libraries import KIND
+from .ledger import Ledger
+from .libraries import KIND, loaded_ledger
 from .runtime import Runtime
 from .views import view
 
@@ -25,12 +26,13 @@ _TO_DEVICE = 1
 class Usage:
     """How much of a device's memory this process holds.
 
-    The driver tells what is free for all processes, and TVM keeps what it freed for itself; so what
-    is held now is the most that was held, if no other process came or went meanwhile.
+    The ledger knows what was asked for. The driver tells what is free for all processes; what that
+    misses beyond the ledger is its own: code, stacks, graphs. Without a ledger it is all there is,
+    if no other process came or went meanwhile.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, ledger: Ledger | None) -> None:
+        self._runtime, self._ledger = runtime, ledger
         self._before: dict[int, int] = {}
         self._peak: dict[int, int] = {}
 
@@ -40,8 +42,17 @@ class Usage:
             self._before[index] = self._free(index)
 
     def held(self, index: int) -> dict[str, int]:
-        """Return ``in_use`` and ``peak``, bytes."""
+        """Return ``in_use``, ``peak``, ``reserved`` and what the ``driver`` took, bytes."""
         used = max(self._before.get(index, 0) - self._free(index), 0)
+        if self._ledger is not None:
+            found = self._ledger.usage(index)
+            mine = found["in_use"]
+            return {
+                "in_use": mine,
+                "peak": found["peak"],
+                "reserved": used,
+                "driver": max(used - mine, 0),
+            }
         self._peak[index] = max(self._peak.get(index, 0), used)
         return {"in_use": used, "peak": self._peak[index], "reserved": used}
 
@@ -55,7 +66,8 @@ class Usage:
 def register() -> None:
     """Register the functions; TVM's library must be loaded."""
     runtime = Runtime()
-    usage = Usage(runtime)
+    ledger = loaded_ledger()
+    usage = Usage(runtime, ledger)
 
     def part(tensor: Any, offset: int, shape: Any, dtype: Any) -> Any:
         return view(tensor, offset, tuple(shape), dtype)
@@ -83,5 +95,11 @@ def register() -> None:
         "write": write,
         "clear": clear,
     }
+    if ledger is not None:
+        functions |= {
+            "budget": ledger.budget,
+            "reset_peak": ledger.reset_peak,
+            "refused": lambda index: ledger.usage(index)["refused"],
+        }
     for name, function in functions.items():
         tvm_ffi.register_global_func(f"bitfabric.{KIND}.{name}", function, override=True)

@@ -86,6 +86,10 @@ class CudaLane:
         if slot in self._copied:
             self._runtime("cudaEventSynchronize", self._copied[slot])
 
+    def places(self, pieces: Sequence[CopiedPart]) -> list[np.ndarray] | None:
+        """Return None: kernels read a device's own memory fastest."""
+        return None
+
     def _record(
         self, events: dict[int, ctypes.c_void_p], slot: int, stream: ctypes.c_void_p | None
     ) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ...targets import FabricError
 from ..library import load_runtime
+from .ledger import Ledger
 
 KIND = "cuda"
 DRIVER, RUNTIME, TVM = "libcuda.so.1", "libcudart.so.13", "libtvm_runtime_cuda.so"
+_ledgers: list[Ledger] = []
 
 
 def library() -> Path:
@@ -30,8 +32,13 @@ def library() -> Path:
     return path
 
 
-def load() -> Path:
+def load(ledger: Path | None = None) -> Path:
     """Load TVM's library for CUDA and all that it needs, and return its path.
+
+    Parameters
+    ----------
+    ledger : pathlib.Path, optional
+        The library that counts what TVM takes, see `ledger`.
 
     Raises
     ------
@@ -41,7 +48,12 @@ def load() -> Path:
     path = library()
     load_runtime()
     driver()
-    cudart()
+    # Before CUDA's own, whose functions it stands before.
+    account = Ledger(ledger) if ledger is not None else None
+    found = cudart()
+    if account is not None:
+        account.open(found)
+        _ledgers.append(account)
     try:
         ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     except OSError as error:
@@ -50,6 +62,11 @@ def load() -> Path:
             "Install it anew: pip install --force-reinstall apache-tvm==0.27.0.post1",
         ) from error
     return path
+
+
+def loaded_ledger() -> Ledger | None:
+    """Return the account of what TVM takes, where it was loaded."""
+    return _ledgers[0] if _ledgers else None
 
 
 def driver() -> ctypes.CDLL:

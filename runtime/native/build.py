@@ -20,6 +20,8 @@ FOLDER = Path(__file__).resolve().parent
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 KINDS = ("opencl", "vulkan", "rocm")
 """The backends that there are sources of."""
+BUILT = (*KINDS, "cuda") if sys.platform == "linux" else KINDS
+"""What is built: the backends, and the account of CUDA's memory, for TVM has the backend itself."""
 SOURCES = {"rocm": "hip"}
 """What a backend's source and its folder are called, where not as the backend."""
 PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"}

@@ -28,7 +28,25 @@ struct Backend {
   static const ProgramCounts& Programs() { return CountedPrograms(); }
 };
 
-TVM_FFI_STATIC_INIT_BLOCK() { Register<Backend>(); }
+// Returns an event behind everything that was asked so far.
+void* MarkQueue(int device) { return Devices::Get().At(device).MarkNow(); }
+
+// Copies host memory to a part of a tensor beside the kernels, after a mark or null.
+void Upload(const ffi::Tensor& tensor, int64_t byte_offset, void* from, int64_t bytes,
+            void* after) {
+  const DLTensor* to = tensor.GetDLTensorPtr();
+  const size_t place = PlaceIn<Backend>(*to, byte_offset, bytes);
+  Devices::Get()
+      .At(to->device.device_id)
+      .Upload(*static_cast<const Block*>(to->data), place, from, static_cast<size_t>(bytes), after);
+}
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  Register<Backend>();
+  tvm::ffi::reflection::GlobalDef()
+      .def("bitfabric.opencl.mark", MarkQueue)
+      .def("bitfabric.opencl.upload", Upload);
+}
 
 }  // namespace
 }  // namespace opencl

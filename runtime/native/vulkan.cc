@@ -28,7 +28,28 @@ struct Backend {
   static const ProgramCounts& Programs() { return CountedPrograms(); }
 };
 
-TVM_FFI_STATIC_INIT_BLOCK() { Register<Backend>(); }
+// Returns the address at which the host sees a tensor's memory; 0 where it does not.
+int64_t Address(const ffi::Tensor& tensor) {
+  const DLTensor* of = tensor.GetDLTensorPtr();
+  const size_t place = PlaceIn<Backend>(*of, 0, static_cast<int64_t>(ffi::GetDataSize(*of)));
+  char* const seen =
+      Devices::Get().At(of->device.device_id).Seen(*static_cast<const Block*>(of->data));
+  return seen == nullptr ? 0 : reinterpret_cast<int64_t>(seen + place);
+}
+
+// Waits until no command uses a tensor, so that the host may write its memory.
+void Settle(const ffi::Tensor& tensor) {
+  const DLTensor* of = tensor.GetDLTensorPtr();
+  PlaceIn<Backend>(*of, 0, 0);
+  Devices::Get().At(of->device.device_id).SettleUse(*static_cast<const Block*>(of->data));
+}
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  Register<Backend>();
+  tvm::ffi::reflection::GlobalDef()
+      .def("bitfabric.vulkan.address", Address)
+      .def("bitfabric.vulkan.settle", Settle);
+}
 
 }  // namespace
 }  // namespace vulkan

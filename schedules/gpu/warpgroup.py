@@ -57,9 +57,7 @@ def expect(memory: Buffer, place: Expr, size: Expr) -> None:
     _call("expect", T.address_of(memory[place]), size)
 
 
-def copy_block(
-    memory: Buffer, place: Expr, source: Buffer, index: Expr, barrier: Expr
-) -> None:
+def copy_block(memory: Buffer, place: Expr, source: Buffer, index: Expr, barrier: Expr) -> None:
     """Ask for the copy of the lines of `BLOCK` tokens from device memory to shared memory.
 
     Both are of vectors; the barrier at the vector `barrier` counts what arrives.

@@ -133,9 +133,7 @@ class WarpgroupBlock:
         """Return the first vector of a step in shared memory."""
         return bind(self.base + step % self.stages * self.stage)
 
-    def _multiply(
-        self, turn: int, group: Expr, left: list[list[list[Expr]]], stage: Expr
-    ) -> None:
+    def _multiply(self, turn: int, group: Expr, left: list[list[list[Expr]]], stage: Expr) -> None:
         """Emit a group's products, whose left factors stay in the registers of a turn."""
         slots: list[list[Expr]] = []
         for products in left:

@@ -218,9 +218,7 @@ def test_a_device_elsewhere_measures_both_sides_in_turns(bundle: Path, tmp_path:
             "bench", bundle, "--prefill", 8, "--rounds", 1, "--against", bundle,
             "--device", f"rpc://127.0.0.1:{device.port}/{device.key}",
         )  # fmt: skip
-    assert found["ratio"] == pytest.approx(
-        found["tokens_per_s"] / found["against"]["tokens_per_s"]
-    )
+    assert found["ratio"] == pytest.approx(found["tokens_per_s"] / found["against"]["tokens_per_s"])
     assert 30 < found["peak_memory_mib"] < 200
     assert found["calibration"] is None
     assert "elsewhere" in found["floor"]["reason"]

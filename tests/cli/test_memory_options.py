@@ -43,13 +43,25 @@ def test_the_estimate_fits_the_budget_and_draws_every_row(tmp_path: Path) -> Non
         "estimate", "random:1B", "--context", 128, "--memory-budget", "400MiB", "--picture", picture
     )
     assert found["peak_memory_mib"] <= 400
-    assert 0 < found["resident_layers"] < 24
-    assert found["gradients"] == "all"
+    assert found["resident_layers"] is None, "every layer stays where the rest can be smaller"
     rows = [name for name, sizes in found["plan"]["rows"] if any(sizes)]
     texts = [node.text or "" for node in ElementTree.parse(picture).iter() if "text" in node.tag]
     for name in rows:
         assert any(text.startswith(f"{name}:") for text in texts), name
     assert any(f"at most {found['peak_memory_mib']:,.1f} MiB" in text for text in texts)
+
+
+def test_the_picture_has_a_bar_for_each_point_as_long_as_its_sum() -> None:
+    run = fabric("estimate", "random:125M", "--context", 64)
+    lines = run.stdout[run.stdout.index("Over the step") :].splitlines()[1:]
+    bars = {line.strip().rsplit(" ", 1)[0].strip(): line.rsplit(" ", 1)[1] for line in lines[:6]}
+    found = fabric_json("estimate", "random:125M", "--context", 64)
+    plan = found["plan"]
+    assert list(bars) == plan["points"]
+    for index, bar in enumerate(bars.values()):
+        total = sum(sizes[index] for _, sizes in plan["rows"])
+        assert abs(len(bar) - 60 * total / plan["peak"]) <= 1
+        assert list(bar) == sorted(bar)
 
 
 def test_a_budget_that_nothing_fits_names_the_smallest_that_does() -> None:

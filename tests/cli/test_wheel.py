@@ -57,7 +57,7 @@ def test_installed_elsewhere_it_compiles_and_runs(wheel: Path, tmp_path: Path) -
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(site), str(wheel)], check=True, capture_output=True)
     libraries = {file.name for file in (site / "bitfabric/runtime/native").glob(f"*{build.SUFFIX}")}
-    assert libraries == {build.library_name(kind) for kind in build.KINDS}
+    assert libraries == {build.library_name(kind) for kind in build.BUILT}
     environment = {
         **os.environ, "PYTHONPATH": str(site), "BITFABRIC_CACHE": str(tmp_path / "cache")
     }  # fmt: skip

@@ -73,7 +73,9 @@ def test_a_right_candidate_is_timed(measurer: Measurer) -> None:
     [
         (kernel(twice, calls("abort")), "crash", ("SIGABRT", "closed the connection")),
         pytest.param(
-            kernel(twice, calls("exit", 7)), "crash", ("exit status 7", "closed the connection"),
+            kernel(twice, calls("exit", 7)),
+            "crash",
+            ("exit status 7", "closed the connection"),
             marks=pytest.mark.slow,
         ),
         (kernel(twice, calls("sleep", 60)), "hang", ("5 s",)),

@@ -6,14 +6,19 @@ Needs the runtime alone, and of the bundles that `make_bundles.py` wrote those f
 
 from __future__ import annotations
 
+import gc
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bitfabric.runtime import Bundle, InferenceEngine, open_bundle
+from bitfabric.runtime import Bundle, InferenceEngine, open_bundle, training_engine
 from bitfabric.runtime.backends import devices
+from bitfabric.runtime.batch import Batch
 from bitfabric.runtime.cuda.graphs import Graph
+from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.targets import APIS, FabricError
 
 FOLDER = os.environ.get("FABRIC_HARDWARE_BUNDLES", "")
@@ -75,3 +80,45 @@ def test_the_memory_is_the_devices(bundle: Bundle) -> None:
     engine.prefill(np.arange(4))
     device = devices("cuda")[0]
     assert 0 < engine.device_memory_mib < device["global_memory"] / MIB
+
+
+def _step(bundle: Bundle, budget: int | None = None) -> None:
+    engine = training_engine(bundle, budget)
+    engine.initialize_adapter(0)
+    shape = (bundle.micro_batch, bundle.context)
+    tokens = np.random.default_rng(5).integers(0, bundle.config["vocab_size"], shape, np.int32)
+    batch = Batch(tokens, tokens, np.zeros(shape, np.int32))
+    for step in (1, 2, 3):
+        engine.accumulate(batch, 1.0 / tokens.size, seed=step)
+        engine.update(learning_rate=1e-3, step=step)
+
+
+def _function(name: str) -> Callable[..., object]:
+    return tvm_ffi.get_global_func(f"bitfabric.cuda.{name}")
+
+
+def test_a_training_takes_no_more_than_planned(bundle: Bundle) -> None:
+    devices("cuda")
+    gc.collect()
+    before = json.loads(_function("memory")(0))["in_use"]
+    _function("reset_peak")(0)
+    _step(bundle)
+    taken = json.loads(_function("memory")(0))["peak"] - before
+    assert 0 < taken <= bundle.manifest["plan"]["training"]["peak"]
+
+
+def test_what_exceeds_the_budget_is_refused_before_it_is_taken(bundle: Bundle) -> None:
+    devices("cuda")
+    gc.collect()
+    before, plan = json.loads(_function("memory")(0))["in_use"], bundle.manifest["plan"]
+    bound = before + plan["training"]["peak"] // 4
+    _function("reset_peak")(0)
+    _function("budget")(0, bound)
+    try:
+        with pytest.raises(FabricError, match="memory budget") as caught:
+            _step(bundle)
+        assert "--memory-budget" in caught.value.remedy
+        assert json.loads(_function("memory")(0))["peak"] <= bound
+    finally:
+        _function("budget")(0, 1 << 60)
+    _step(bundle)

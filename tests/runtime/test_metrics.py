@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from bitfabric.runtime.metrics import EvalMetrics, MetricsFile, StepMetrics, read_metrics
+from bitfabric.runtime.metrics import EvalMetrics, MetricsFile, StepMetrics, Transfer, read_metrics
 
 
 def step(number: int, loss: float = 1.0) -> StepMetrics:
@@ -51,3 +52,17 @@ def test_a_number_that_json_lacks_becomes_null(tmp_path: Path) -> None:
 
 def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
     assert list(read_metrics(tmp_path / "none")) == []
+
+
+def test_what_was_read_beside_the_computing_is_told(tmp_path: Path) -> None:
+    transfer = Transfer.of(reading=4.0, waiting=1.0, wall=10.0)
+    assert (transfer.compute_s, transfer.overlap) == (9.0, 0.75)
+    assert Transfer.of(0.0, 0.0, 2.0).overlap == 1.0
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.open_after(0, evaluated=-1)
+    file.write(step(1))
+    file.write(replace(step(2), transfer=transfer))
+    file.close()
+    one, two = read_metrics(file.path)
+    assert "transfer" not in one
+    assert two["transfer"] == {"transfer_s": 4.0, "compute_s": 9.0, "wall_s": 10.0, "overlap": 0.75}

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bitfabric.runtime.native.build import KINDS, include_folders, source
+from bitfabric.runtime.native.build import BUILT, include_folders, source
 
 COMPILER = "aarch64-linux-gnu-g++"
 AARCH64 = 183
@@ -17,7 +17,7 @@ AARCH64 = 183
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(COMPILER), reason=f"needs {COMPILER}")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BUILT)
 def test_a_backend_compiles_for_aarch64(kind: str, tmp_path: Path) -> None:
     made = tmp_path / "backend.o"
     folders = [f"-I{folder}" for folder in include_folders()]

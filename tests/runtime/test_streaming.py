@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from bitfabric.runtime import Bundle, InferenceEngine, TrainingEngine
 from bitfabric.runtime.batch import Batch
-from bitfabric.runtime.streaming import StreamingInferenceEngine, StreamingTrainingEngine
+from bitfabric.runtime.streaming import (
+    Outside,
+    StreamingInferenceEngine,
+    StreamingTrainingEngine,
+)
 from bitfabric.targets import FabricError
 
 from ..parity.conftest import Compiled, compile_tiny
@@ -65,6 +69,53 @@ def test_gradients_of_one_layer_give_the_same_training(
     state = streamed.state()
     for name, values in whole.state().items():
         np.testing.assert_array_equal(values, state[name], err_msg=name)
+
+
+@pytest.mark.parametrize("gradients", ["all", "layer-twice"])
+@pytest.mark.parametrize("resident", [0, 3, 5])
+def test_ends_and_inputs_outside_give_the_same_training(
+    deep: Compiled, resident: int, gradients: str
+) -> None:
+    whole = TrainingEngine(deep.bundle)
+    outside = Outside(ends=True, evicted=min(resident, 2), inputs=4)
+    streamed = StreamingTrainingEngine(deep.bundle, resident, gradients, outside)
+    assert trained(whole, 0.1) == trained(streamed, 0.1)
+    state = streamed.state()
+    for name, values in whole.state().items():
+        np.testing.assert_array_equal(values, state[name], err_msg=name)
+    batch = batches(deep.bundle)[0]
+    assert whole.evaluate(batch) == streamed.evaluate(batch)
+
+
+def test_a_cut_file_of_inputs_is_a_sentence(deep: Compiled) -> None:
+    engine = StreamingTrainingEngine(deep.bundle, 5, "layer", Outside(inputs=5))
+    trained(engine)
+    before = engine.state()
+    batch = batches(deep.bundle)[0]
+    engine.accumulate(batch, 0.1, seed=1)
+    engine._states._store._file().truncate(10)  # type: ignore[attr-defined]
+    with pytest.raises(FabricError, match="cut short") as caught:
+        engine.update(learning_rate=1e-2, step=5)
+    assert "--resume" in caught.value.remedy
+    assert not np.array_equal(before["adapter"], np.zeros_like(before["adapter"]))
+
+
+@pytest.mark.parametrize("fault", ["short", "gone"])
+def test_ends_that_vanish_are_a_sentence(tmp_path: Path, fault: str) -> None:
+    tiny = compile_tiny(tmp_path, CASE)
+    engine = StreamingTrainingEngine(tiny.bundle, 5, "all", Outside(ends=True, evicted=1))
+    trained(engine)
+    before, path = engine.state(), tiny.bundle.weight_file(0)[0]
+    if fault == "short":
+        with path.open("r+b") as file:
+            file.truncate(100)
+    else:
+        path.unlink()
+    with pytest.raises(FabricError, match=r"ends\.bin") as caught:
+        engine.accumulate(batches(tiny.bundle)[0], 1.0, seed=1)
+    assert "--resume" in caught.value.remedy
+    for name, values in engine.state().items():
+        np.testing.assert_array_equal(values, before[name])
 
 
 def test_the_norm_of_the_step_before_clips_and_survives_a_checkpoint(deep: Compiled) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ from bitfabric.runtime import training_engine
 from bitfabric.runtime.engine import TrainingEngine
 from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.runtime.inference import InferenceEngine
-from bitfabric.runtime.streaming import StreamingInferenceEngine, StreamingTrainingEngine
+from bitfabric.runtime.streaming import (
+    Outside,
+    StreamingInferenceEngine,
+    StreamingTrainingEngine,
+)
 from bitfabric.targets import FabricError
 
 from ..devices import needs
@@ -59,6 +64,19 @@ def test_a_streamed_step_on_a_device_is_the_resident_one_bit_for_bit(there: Comp
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("resident", [1, 5])
+def test_ends_and_inputs_outside_of_a_device_give_the_same_training(
+    there: Compiled, resident: int
+) -> None:
+    whole = TrainingEngine(there.bundle)
+    outside = Outside(ends=True, evicted=1, inputs=3)
+    streamed = StreamingTrainingEngine(there.bundle, resident, "layer-twice", outside)
+    assert trained(whole, 0.1) == trained(streamed, 0.1)
+    state = streamed.state()
+    for name, values in whole.state().items():
+        np.testing.assert_array_equal(values, state[name], err_msg=name)
+
+
 def test_the_device_holds_no_more_than_planned(there: Compiled) -> None:
     kind, plan = there.bundle.kind, there.bundle.manifest["plan"]
     gc.collect()
@@ -72,6 +90,26 @@ def test_the_device_holds_no_more_than_planned(there: Compiled) -> None:
     trained(engine, 1.0)
     taken = usage(kind)["peak"] - before
     assert 0.6 * plan["training"]["peak"] < taken <= plan["training"]["peak"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("resident", [0, None])
+def test_with_ends_and_inputs_outside_a_device_holds_no_more_than_planned(
+    target: str, resident: int | None, tmp_path: Path
+) -> None:
+    chosen = {"host_ends": True, "host_inputs": 3, "gradients": "layer"}
+    bundle = compile_tiny(
+        tmp_path, CASE, target=target, head="int8", resident_layers=resident, **chosen
+    ).bundle
+    kind, plan = bundle.kind, bundle.manifest["plan"]["training"]["peak"]
+    engine = training_engine(bundle)
+    del engine
+    gc.collect()
+    before = usage(kind)["in_use"]
+    tvm_ffi.get_global_func(f"bitfabric.{kind}.reset_peak")(0)
+    trained(training_engine(bundle), 1.0)
+    assert 0.6 * plan < usage(kind)["peak"] - before <= plan
 
 
 def test_what_exceeds_the_budget_is_refused_and_the_other_training_goes_on(

@@ -92,6 +92,22 @@ class Device final : public MemorySource {
     Finished(ticket);
   }
 
+  // Host to device beside the commands of the queue, in a queue for copies alone; for a thread that
+  // may wait. `after`: an event of MarkNow that the copy waits for, which is released, or null. The
+  // bytes are there when this returns.
+  void Upload(const Block& to, size_t offset, const void* from, size_t bytes, Handle after) {
+    auto text = [&] { return "Writing " + BytesText(bytes) + " to " + Name(); };
+    if (after != nullptr) Await(after, text);
+    std::lock_guard<std::mutex> lock(upload_mutex_);
+    if (uploads_ == nullptr) uploads_ = CreateQueue(0);
+    Handle done = nullptr;
+    Check(Api::Get().clEnqueueWriteBuffer(uploads_, to.handle, kFalse, offset, bytes, from, 0,
+                                          nullptr, &done),
+          text);
+    Api::Get().clFlush(uploads_);
+    Await(done, text);
+  }
+
   // Device to host; the bytes are there when this returns.
   void Read(const Block& from, size_t offset, void* to, size_t bytes) {
     auto text = [&] { return "Reading " + BytesText(bytes) + " from " + Name(); };
@@ -147,7 +163,10 @@ class Device final : public MemorySource {
   Handle MarkNow() {
     Handle event = nullptr;
     Check(Submit([&](Handle queue) {
-            return Api::Get().clEnqueueMarkerWithWaitList(queue, 0, nullptr, &event);
+            const Status status =
+                Api::Get().clEnqueueMarkerWithWaitList(queue, 0, nullptr, &event);
+            Api::Get().clFlush(queue);  // whoever waits may be another thread
+            return status;
           }),
           [&] { return "A marker for " + Name(); });
     return event;
@@ -282,6 +301,8 @@ class Device final : public MemorySource {
   DriverMessage message_;
   std::mutex mutex_;  // the queue, and with it every kernel's arguments and the staging memory
   Handle queue_ = nullptr;
+  std::mutex upload_mutex_;
+  Handle uploads_ = nullptr;  // the queue for copies, made when it is first needed
   bool profiling_ = false;
   Handle window_ = nullptr;
   Staging<Handle> staging_;

@@ -57,6 +57,13 @@ class Device final : public DeviceCore {
     }
   }
 
+  // Where the host sees a block's memory; null where it does not. It may be written once `SettleUse`
+  // has returned, until a command that uses it is asked for.
+  char* Seen(const Block& block) { return RegionOf(block).host(); }
+  void SettleUse(const Block& block) {
+    IsFree(*RegionOf(block).root, true, [&] { return "Waiting for " + Name(); });
+  }
+
   // Device to host; the bytes are there when this returns.
   void Read(const Block& from, size_t offset, void* to, size_t bytes) {
     Region& region = RegionOf(from);
