@@ -31,7 +31,7 @@ class Engines:
 
     open_bundle: Callable[[Path], Bundle]
     train: Callable[[Bundle], Trains]
-    write: Callable[[Bundle, Sequence[tuple[Tensors, float]], int], Generates]
+    write: Callable[[Bundle, Sequence[tuple[Tensors, float]], int | None], Generates]
 
 
 def local_engines(budget: int | None) -> Engines:
@@ -70,7 +70,7 @@ def remote_engines(output: Output, device: str) -> Engines:
         return opened(RemoteTrainingEngine, bundle, address)
 
     def write(
-        bundle: Bundle, adapters: Sequence[tuple[Tensors, float]], capacity: int
+        bundle: Bundle, adapters: Sequence[tuple[Tensors, float]], capacity: int | None
     ) -> Generates:
         return opened(RemoteInferenceEngine, bundle, address, adapters, capacity)
 

@@ -16,7 +16,7 @@ from .run_options import run_options
 if TYPE_CHECKING:
     from .engines import Engines
 
-MODES = ("train", "evaluate", "prompt", "chat")
+MODES = ("train", "evaluate", "prompts", "chat")
 
 
 @command(
@@ -51,7 +51,7 @@ def run_command(output: Output, bundle: Path, seed: int | None, **values: Any) -
     else:
         from .run_writing import chat, write
 
-        work = chat if values["chat"] and values["prompt"] is None else write
+        work = chat if values["chat"] and not values["prompts"] else write
         output.result(work(output, bundle, seed, values, engines))
 
 
@@ -78,9 +78,9 @@ def _mode(values: dict[str, Any]) -> str:
     click.UsageError
         For none, or for two that exclude each other.
     """
-    asked = [mode for mode in MODES if values[mode] not in (None, False)]
-    if asked in (["prompt"], ["chat"], ["prompt", "chat"]):
-        return "prompt"
+    asked = [mode for mode in MODES if values[mode] not in (None, False, ())]
+    if asked in (["prompts"], ["chat"], ["prompts", "chat"]):
+        return "write"
     # The training data may also be named in the --config file.
     if not asked and values["config"] is not None:
         return "train"

@@ -32,7 +32,14 @@ _WORK = (
         metavar="FILE",
         help="Measure loss and perplexity on FILE.",
     ),
-    _work("--prompt", default=None, metavar="TEXT", help=r"Go on from TEXT; \n is a line break."),
+    _work(
+        "--prompt",
+        "prompts",
+        multiple=True,
+        metavar="TEXT",
+        help=r"Go on from TEXT; \n is a line break. Of several, what they begin with alike is read "
+        "once.",
+    ),
     _work("--chat", is_flag=True, help="Talk; with --prompt, answer that one message."),
     _work(
         "--adapter",
@@ -88,8 +95,8 @@ _TRAINING = (
 )
 
 _WRITING = (
-    _writing("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True,
-             help="Length of an answer at most."),
+    _writing("--max-new-tokens", type=click.IntRange(min=1), default=None,
+             help="Length of an answer at most.  [default: 256, or what there is room for]"),
     _writing("--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True,
              help="0 takes the likeliest token; 1 draws as the model says."),
     _writing("--top-k", type=click.IntRange(min=0), default=0, show_default=True,
@@ -101,8 +108,10 @@ _WRITING = (
     _writing("--stop", multiple=True, metavar="TEXT",
              help=r"End where TEXT would come; \n is a line break. May be repeated."),
     _writing("--system", default=None, metavar="TEXT", help="The system message of a --chat."),
-    _writing("--capacity", type=click.IntRange(min=16), default=2048, show_default=True,
-             help="Tokens that fit into one conversation."),
+    _writing("--capacity", type=click.IntRange(min=16), default=None,
+             help="Tokens that fit into one conversation.  [default: 2048, or the model's limit]"),
+    _writing("--slide/--no-slide", default=False,
+             help="Go on when that is full: the prompt stays, the middle is forgotten."),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..runtime.memory import peak_memory_mib
 from ..runtime.protocols import Generates
 from ..runtime.sampling import SamplingOptions
 from ..runtime.tokenizer import load_tokenizer
+from ..runtime.writer import NEW_TOKENS, Writer, check_room
 from .engines import Engines
 from .output import Output
 from .run_options import unescape
@@ -24,29 +26,54 @@ FAREWELLS = ("/exit", "/quit", "exit", "quit")
 def write(
     output: Output, bundle: Path, seed: int | None, values: dict[str, Any], engines: Engines
 ) -> dict[str, Any]:
-    """Go on from --prompt, or with --chat answer it as one message.
+    """Go on from each --prompt, or with --chat answer it as a message.
 
     Returns
     -------
     dict
-        The keys that `--prompt --json` promises, finished_by and peak_memory_mib.
+        The keys that `--prompt --json` promises, finished_by and peak_memory_mib; of several
+        prompts those keys of each, as answers.
     """
-    prompt = unescape(values["prompt"])
+    prompts = [unescape(text) for text in values["prompts"]]
     opened = engines.open_bundle(bundle)
     options = _options(seed, values)
+    answers: list[dict[str, Any]] = []
+    for generation in _answers(prompts, opened, options, values, engines):
+        _stream(output, generation)
+        found = generation.result
+        again = f", {found.reused_tokens} of the prompt's read before" if answers else ""
+        output.aside(
+            f"{found.tokens} tokens, {found.tokens_per_s:.0f} a second, "
+            f"the first after {found.time_to_first_token_ms:.0f} ms{again}"
+        )
+        answers.append(found.to_json())
+    memory = {"peak_memory_mib": peak_memory_mib()}
+    return {**answers[0], **memory} if len(answers) == 1 else {"answers": answers, **memory}
+
+
+def _answers(
+    prompts: list[str],
+    bundle: Bundle,
+    options: GenerationOptions,
+    values: dict[str, Any],
+    engines: Engines,
+) -> Iterator[Generation]:
+    """Give a text to be written for each prompt; the one before has been written by then."""
     if values["chat"]:
-        generation = _conversation(opened, options, values, engines).ask(prompt)
-    else:
-        tokenizer = load_tokenizer(opened)
-        tokens = tokenizer.encode_prompt(prompt)
-        generation = Generation(_engine(opened, values, engines), tokenizer, tokens, options)
-    _stream(output, generation)
-    found = generation.result
-    output.aside(
-        f"{found.tokens} tokens, {found.tokens_per_s:.0f} a second, "
-        f"the first after {found.time_to_first_token_ms:.0f} ms"
-    )
-    return {**found.to_json(), "peak_memory_mib": peak_memory_mib()}
+        conversation = _conversation(bundle, options, values, engines)
+        for prompt in prompts:
+            generation = conversation.ask(prompt)
+            yield generation
+            conversation.keep(generation)
+        return
+    tokenizer = load_tokenizer(bundle)
+    texts = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    for tokens in texts:
+        asked = (values["capacity"], len(tokens), values["max_new_tokens"], values["slide"])
+        check_room(bundle, *asked)
+    writer = Writer(_engine(bundle, values, engines), tokenizer, options, slide=values["slide"])
+    for tokens in texts:
+        yield writer.begin(tokens)
 
 
 def chat(
@@ -98,7 +125,8 @@ def _conversation(
     """Start a chat; a model without a chat template is refused before its weights are read."""
     tokenizer = load_tokenizer(bundle)
     tokenizer.end_of_turn()
-    return Conversation(_engine(bundle, values, engines), tokenizer, options, values["system"])
+    engine = _engine(bundle, values, engines)
+    return Conversation(engine, tokenizer, options, values["system"], values["slide"])
 
 
 def _engine(bundle: Bundle, values: dict[str, Any], engines: Engines) -> Generates:
@@ -110,7 +138,7 @@ def _engine(bundle: Bundle, values: dict[str, Any], engines: Engines) -> Generat
 def _options(seed: int | None, values: dict[str, Any]) -> GenerationOptions:
     """Take the options of writing out of the command's values."""
     return GenerationOptions(
-        max_new_tokens=values["max_new_tokens"],
+        max_new_tokens=values["max_new_tokens"] or NEW_TOKENS,
         stop=tuple(unescape(text) for text in values["stop"]),
         sampling=SamplingOptions(
             temperature=values["temperature"],

@@ -13,7 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tvm import tirx
+
 from ..models import Checkpoint
+from ..models.config import ModelConfig
+from ..models.graph import attention_shape
+from ..models.kernels import KV_CACHES
 from ..models.lora import adapter_layout
 from ..targets import FabricError, Target, host_triple
 from ..targets.manifest import MANIFEST, SCHEMA, digest, sha256
@@ -59,12 +64,30 @@ def manifest_of(
         "head": options.head,
         "packing": options.packing,
         "moments": options.moments,
-        "kv_cache": options.kv_cache,
+        "cache": cache_layout(model.config, options.kv_cache),
         "weights": weights,
         "kernels": kernels,
         "memory": memory,
         "plan": plan,
     }
+
+
+def cache_layout(config: ModelConfig, kv_cache: str) -> dict[str, Any]:
+    """Return the format of the cache and a layer's tensors of it.
+
+    An extent is a number, or ``"S"``, the sequences, or ``"M"``, the positions.
+    """
+    sequences, positions = (tirx.Var(name, "int64") for name in "SM")
+    fields = KV_CACHES[kv_cache].fields(attention_shape(config), sequences, positions)
+
+    def extent(value: Any) -> int | str:
+        return value.name if isinstance(value, tirx.Var) else int(value)
+
+    tensors = [
+        {"name": name, "shape": [extent(e) for e in kind.shape], "dtype": str(kind.dtype)}
+        for name, kind in fields.items()
+    ]
+    return {"format": kv_cache, "tensors": tensors}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from ..models import Checkpoint
 from ..targets import FabricError, Target, host_triple
 from .backend import NATIVE, add_backend, has_backend
+from .bundle import cache_layout
 from .deploy_notes import notes
 from .embedding import add_embedding
 from .options import CompileOptions
@@ -157,6 +158,7 @@ class Deployment:
             device,
             DEVICE_LIBRARIES.get(device, library),
             weights,
+            cache_layout(self._model.config, options.kv_cache)["tensors"],
         )
         text = notes(
             model=self._model.name,

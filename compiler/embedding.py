@@ -39,6 +39,10 @@ struct WeightTensor {{
   size_t offset;
   size_t bytes;
 }};
+struct CacheTensor {{
+  const char* dtype;
+  std::vector<int64_t> shape;
+}};
 struct WeightFile {{
   const char* path;
   std::vector<WeightTensor> tensors;
@@ -47,13 +51,16 @@ struct WeightFile {{
 constexpr DLDevice kDevice{{{device}, 0}};
 constexpr const char* kBackend = "{backend}";  // The library of the device, "" for a processor.
 constexpr int64_t kVocabulary = {vocabulary};
-constexpr int64_t kKeyHeads = {kv_heads};
-constexpr int64_t kHeadSize = {head_dim};
 constexpr int64_t kCapacity = {capacity};  // A multiple of 16; an odd one avoids cache conflicts.
 
 // Factors of a layer's adapter of rank 1: A (projections, 1, inputs) and B (1, outputs) in turn.
 const std::vector<std::vector<int64_t>> kAdapter = {{
 {adapter}
+}};
+
+// Keys and values of a layer, in 32-bit words.
+const std::vector<CacheTensor> kCache = {{
+{cache}
 }};
 
 // The tensors outside of the layers, then each layer's.
@@ -71,6 +78,7 @@ def add_embedding(
     device: str,
     backend: str,
     weights: list[dict[str, Any]],
+    cache: list[dict[str, Any]],
 ) -> None:
     """Write the example program and the header of this bundle into a folder.
 
@@ -86,7 +94,7 @@ def add_embedding(
         ``"cpu"``, ``"opencl"`` or ``"vulkan"``.
     backend : str
         File name of the device's library; "" where there is none.
-    weights : list of dict
+    weights, cache : list of dict
         As the manifest lists them.
     """
     folder.mkdir()
@@ -96,9 +104,8 @@ def add_embedding(
         device=_DEVICES[device],
         backend=backend,
         vocabulary=config.vocab_size,
-        kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
         capacity=CAPACITY,
+        cache="\n".join(_cache_tensor(tensor) for tensor in cache),
         adapter="\n".join(f"    {_braces(shape)}," for shape in _rank_one(config, lora)),
         weights="\n".join(_weight_file(entry) for entry in weights),
     )
@@ -113,6 +120,12 @@ def _rank_one(config: ModelConfig, lora: LoraOptions) -> list[list[int]]:
         shape[1 if factor.factor == "a" else 0] = 1
         shapes.append(shape)
     return shapes
+
+
+def _cache_tensor(tensor: dict[str, Any]) -> str:
+    extents = {"S": 1, "M": CAPACITY}
+    shape = _braces([extents.get(extent, extent) for extent in tensor["shape"]])
+    return f'    {{"{tensor["dtype"]}", {shape}}},  // {tensor["name"]}'
 
 
 def _weight_file(entry: dict[str, Any]) -> str:

@@ -47,11 +47,11 @@ void Download(const Tensor& tensor, void* data, size_t bytes) {
   copy(tensor, data, static_cast<int64_t>(bytes));
 }
 
-Tensor Zeros(const std::vector<int64_t>& shape) {
+Tensor Zeros(const std::vector<int64_t>& shape, const char* dtype = "float32") {
   size_t count = 1;
   for (int64_t extent : shape) count *= extent;
-  std::vector<float> zeros(count);
-  return Upload(shape, "float32", zeros.data(), 4 * count);
+  std::vector<int32_t> zeros(count);
+  return Upload(shape, dtype, zeros.data(), 4 * count);
 }
 
 Tensor Integers(const std::vector<int32_t>& values) {
@@ -126,8 +126,9 @@ class Model {
       ffi::Array<Tensor> factors;
       for (const std::vector<int64_t>& shape : kAdapter) factors.push_back(Zeros(shape));
       adapters.push_back(factors);
-      caches.push_back(ffi::Array<Tensor>{Zeros({1, kKeyHeads, kHeadSize, kCapacity}),
-                                          Zeros({1, kKeyHeads, kCapacity, kHeadSize})});
+      ffi::Array<Tensor> cache;
+      for (const CacheTensor& field : kCache) cache.push_back(Zeros(field.shape, field.dtype));
+      caches.push_back(cache);
     }
     model_.push_back(layers);
     model_.push_back(adapters);

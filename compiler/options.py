@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..models.graph import Formats, HeadFormat
-from ..models.kernels.cached_attention import KV_CACHES
+from ..models.kernels import KV_CACHES
 from ..models.kernels.moments import MOMENTS
 from ..models.lora import LoraOptions
 from ..models.packing import PACKINGS, TWO_BIT

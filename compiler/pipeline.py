@@ -43,6 +43,7 @@ ENTRIES = (
     "prefill",
     "decode",
     "rope_cache",
+    "grow_cache",
     "embed",
     "embed_rows",
     "layer_forward",
@@ -176,7 +177,7 @@ def build(
     if target.device == "rocm":
         check_linker()
     check_adapter(adapter_layout(config, options.lora), target)
-    _check_cache(options, target)
+    _check_cache(config, options)
     module = dump("1-graph", build_graph(config, options, target))
     progress("fuse", 0.1)
     module = dump("2-fused", fuse(module))
@@ -195,11 +196,12 @@ def build(
     return executable, kernels, lowered
 
 
-def _check_cache(options: CompileOptions, target: Target) -> None:
-    """Refuse a cache that no rule of a graphics processor reads."""
-    if target.family == "gpu" and options.kv_cache != "f32":
+def _check_cache(config: ModelConfig, options: CompileOptions) -> None:
+    """Refuse heads of which a vector is no whole words of the cache."""
+    if options.kv_cache != "f32" and config.head_dim % 8:
         raise FabricError(
-            f"A cache of {options.kv_cache} is for processors; {target.name} keeps one of f32.",
+            f"A cache of {options.kv_cache} is for heads of whole eights; this model's heads have "
+            f"{config.head_dim} elements.",
             "Compile with --kv-cache f32.",
         )
 

@@ -7,6 +7,7 @@ is measured is at most what was planned.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from typing import Any
 
 from ..models.config import ModelConfig
 from ..models.graph import KEPT, TensorSpec, attention_shape, head_tensors, layer_tensors
-from ..models.kernels import cache_types, moment_type
+from ..models.kernels import KV_CACHES, moment_type
 from ..models.lora import adapter_layout
 from ..targets import Target
-from .memory import PAGE, Footprint
+from ..targets.cache_room import PAGE, cache_room
+from .memory import PAGE as MEMORY_PAGE
+from .memory import Footprint
 from .options import CompileOptions
 from .recompute import kept_sizes, way_to_recompute
 from .sizes import tensor_bytes, type_bytes
@@ -160,10 +163,15 @@ def writing_plan(
     adapter = 4 * config.num_layers * adapter_layout(config, options.lora).size
     scratch = max(layer.scratch, found["decode"].scratch)
     decoded = found["decode"].planned
+    cache, table = cache_bytes(config, options), 4 * _room(options) * config.head_dim
+    # It grows layer by layer: the old one of a layer, and the old table, are there beside the new.
+    grows = cache // config.num_layers + table if options.context > PAGE else 0
     rows = [
         *_fixed(config, target, options, train=False),
         Row("adapter", (adapter,) * 2),
-        Row("key and value cache", (cache_bytes(config, options),) * 2),
+        Row("key and value cache", (cache,) * 2),
+        Row("growth of the cache", (grows,) * 2),
+        Row("table of positions", (table,) * 2),
         Row("workspace", (prompt + 4 * config.vocab_size, decoded)),
         Row("kernels' scratch", (scratch,) * 2),
     ]
@@ -189,10 +197,15 @@ def bundle_plan(
     }
 
 
+def _room(options: CompileOptions) -> int:
+    """Return the positions of the cache of one context."""
+    return cache_room(options.context, sys.maxsize)
+
+
 def cache_bytes(config: ModelConfig, options: CompileOptions) -> int:
     """Return the bytes of the keys and values of one context."""
     heads = attention_shape(config)
-    types = cache_types(heads, 1, options.context, options.kv_cache)
+    types = KV_CACHES[options.kv_cache].fields(heads, 1, _room(options))
     return config.num_layers * sum(type_bytes(kind) for kind in types.values())
 
 
@@ -302,4 +315,6 @@ class _Pool:
     @property
     def size(self) -> int:
         """Bytes of all blocks, each rounded to pages."""
-        return sum(-(-size // PAGE) * PAGE * count for size, count in self._blocks.items())
+        return sum(
+            -(-size // MEMORY_PAGE) * MEMORY_PAGE * count for size, count in self._blocks.items()
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..targets import FabricError
+from ..targets.cache_room import CAPACITY
 from .bundle import Bundle
 from .engine import TrainingEngine
 from .inference import InferenceEngine
@@ -57,14 +58,30 @@ def training_engine(bundle: Bundle, budget: int | None = None) -> TrainingEngine
 def inference_engine(
     bundle: Bundle,
     adapters: Sequence[tuple[Tensors, float]] = (),
-    capacity: int = 2048,
+    capacity: int | None = None,
     batch: int = 1,
     budget: int | None = None,
 ) -> InferenceEngine:
     """Open the engine that writes with a bundle, see `training_engine` and `InferenceEngine`.
 
-    The budget of the compilation is the training's, so it does not hold here.
+    The budget of the compilation is the training's, so it does not hold here. The capacity is
+    2048 where it is not given, or less where the model attends over less.
+
+    Raises
+    ------
+    BudgetError
+        If the plan takes more; later, from the methods that compute, if the run does.
+    FabricError
+        If the capacity is more than the model attends over.
     """
+    limit = int(bundle.config["max_context"])
+    if capacity is None:
+        capacity = min(CAPACITY, limit)
+    if capacity > limit:
+        raise FabricError(
+            f"A capacity of {capacity} tokens was asked for; this model attends over {limit}.",
+            f"Ask for --capacity {limit} at most.",
+        )
     plan, bound = bundle.manifest["plan"], budget
     _check(plan, "writing", bound)
     resident = plan["resident_layers"]

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from .chat import Message
 from .generate import Generation, GenerationOptions
 from .protocols import Generates
 from .tokenizer import Tokenizer
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two texts begin with in common."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+from .writer import Writer, common_prefix
 
 
 class Conversation:
@@ -28,6 +22,9 @@ class Conversation:
     options : GenerationOptions
     system : str or None
         A system message.
+    slide : bool
+        Whether the oldest messages are forgotten when the cache is full; the system message and
+        what the template says before it stay.
 
     Raises
     ------
@@ -41,16 +38,17 @@ class Conversation:
         tokenizer: Tokenizer,
         options: GenerationOptions,
         system: str | None = None,
+        slide: bool = False,
     ) -> None:
-        self._engine = engine
         self._tokenizer = tokenizer
-        self._options = options
-        self._end = tokenizer.end_of_turn()
-        self._cached: list[int] = []
-        self._turn = 0
-        self.messages: list[Message] = []
-        if system:
-            self.messages.append({"role": "system", "content": system})
+        self._writer = Writer(engine, tokenizer, options, tokenizer.end_of_turn(), slide)
+        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self._forgotten = 0
+        self.messages = [*self._system]
+        self._prefix = 0
+        if slide:
+            texts = (self._encode([*self._system, _said(word)]) for word in ("a", "b"))
+            self._prefix = common_prefix(*texts)
 
     def ask(self, text: str) -> Generation:
         """Say something; iterate over what comes back for the answer, then give it to `keep`.
@@ -58,29 +56,35 @@ class Conversation:
         Only what the cache does not hold yet is read: usually the answer's end and the question,
         and always no more than what follows the first token that differs.
         """
-        asked = [*self.messages, {"role": "user", "content": text}]
-        rendered = self._tokenizer.chat.render(asked, answer_next=True)
-        tokens = self._tokenizer.codec.encode(rendered)[0]
-        held = self._cached[: self._engine.position]
-        # One token at least is read, for the logits that follow it.
-        shared = min(common_prefix(held, tokens), len(tokens) - 1)
-        if shared < len(held):
-            self._engine.rewind(shared)
-            held = held[:shared]
-        # Each turn draws with numbers of its own, or every answer would lean the same way.
-        sampling = replace(self._options.sampling, seed=self._options.sampling.seed + self._turn)
-        options = replace(self._options, sampling=sampling)
-        generation = Generation(
-            self._engine, self._tokenizer, tokens[len(held) :], options, self._end, held
-        )
+        asked = [*self.messages, _said(text)]
+        tokens = self._encode(self._remembered(asked))
+        # A quarter of the cache is for the answer.
+        while self._writer.slide and 4 * len(tokens) > 3 * self._writer.capacity:
+            if len(self._remembered(asked)) <= len(self._system) + 2:
+                break
+            self._forgotten += 2
+            tokens = self._encode(self._remembered(asked))
+        generation = self._writer.begin(tokens, self._prefix)
         self.messages = asked
-        self._cached = tokens
-        self._turn += 1
         return generation
 
     def keep(self, generation: Generation) -> str:
         """Remember a finished answer as the assistant's message; give its text."""
         answer = generation.result.text.strip()
         self.messages.append({"role": "assistant", "content": answer})
-        self._cached = [*self._cached, *generation.tokens]
         return answer
+
+    def _remembered(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the messages without the forgotten ones."""
+        return [*self._system, *messages[len(self._system) + self._forgotten :]]
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        rendered = self._tokenizer.chat.render(messages, answer_next=True)
+        return self._tokenizer.codec.encode(rendered)[0]
+
+
+def _said(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+__all__ = ["Conversation", "common_prefix"]

@@ -130,5 +130,9 @@ class Machine:
         self._executable["save_function"](name, f"bound_{name}", 1, *arguments)
         return self.memory.repeated(self._executable[f"bound_{name}"])
 
+    def unbind(self, name: str) -> None:
+        """Let go of what was bound to a function, whose bound form must not be called any more."""
+        self._executable["save_function"](name, f"bound_{name}", 1)
+
 
 __all__ = ["Machine", "bundle_target", "chosen_device", "named_devices"]

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..targets import FabricError
 from .adapter import load_adapter
 from .protocols import BundleLike, Generates, Tensors
@@ -53,6 +55,8 @@ class GenerationResult:
     finished_by : str
         ``end`` (the model ended), ``stop`` (a stop text), ``length`` (enough tokens) or
         ``capacity`` (the cache is full).
+    reused_tokens : int
+        Tokens of the prompt that the cache held already.
     """
 
     text: str
@@ -60,6 +64,7 @@ class GenerationResult:
     tokens_per_s: float
     time_to_first_token_ms: float
     finished_by: str
+    reused_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Give the keys of `fabric run --prompt --json`."""
@@ -69,6 +74,7 @@ class GenerationResult:
             "tokens_per_s": self.tokens_per_s,
             "time_to_first_token_ms": self.time_to_first_token_ms,
             "finished_by": self.finished_by,
+            "reused_tokens": self.reused_tokens,
         }
 
 
@@ -129,6 +135,16 @@ class Generation:
         Tokens that end the text; the tokenizer's by default.
     before : sequence of int
         Tokens in the cache, which the repetition penalty also counts as having occurred.
+    prefix : int or None
+        With how many tokens the text goes on when the cache is full, besides the newer half of the
+        rest; None to end there. Half of the cache at most.
+
+    Attributes
+    ----------
+    tokens : list of int
+        What was drawn.
+    cached : list of int
+        What the cache holds of the text, up to the engine's position.
 
     Raises
     ------
@@ -146,6 +162,7 @@ class Generation:
         options: GenerationOptions,
         end: Sequence[int] | None = None,
         before: Sequence[int] = (),
+        prefix: int | None = None,
     ) -> None:
         if not prompt:
             raise GenerationError("The prompt is empty.", "Give some text to go on from.")
@@ -168,6 +185,8 @@ class Generation:
         self._filter = StopFilter(options.stop)
         self._sampler = Sampler(options.sampling, [*before, *self._prompt])
         self.tokens: list[int] = []
+        self.cached = [*before, *self._prompt]
+        self._reused, self._prefix = len(before), prefix
         self._pieces: list[str] = []
         self._finished_by = "length"
         self._began = self._first = self._last = 0.0
@@ -190,11 +209,26 @@ class Generation:
                 return
             if len(self.tokens) == self._options.max_new_tokens:
                 break
-            if self._engine.position >= self._engine.capacity:
+            self.cached.append(token)
+            if self._engine.position < self._engine.capacity:
+                logits = self._engine.decode(token)
+            elif self._prefix is None:
                 self._finished_by = "capacity"
                 break
-            logits = self._engine.decode(token)
+            else:
+                logits = self._slide(self._prefix)
         yield from self._give(self._filter.push(self._decoder.flush()) + self._filter.flush())
+
+    def _slide(self, prefix: int) -> np.ndarray:
+        """Forget the middle of the text; the logits after what stays.
+
+        What stays is read again behind the prefix, so it is as if the text had never been longer.
+        """
+        capacity = self._engine.capacity
+        kept = min(prefix, capacity // 2)
+        self.cached[kept:] = self.cached[-max((capacity - kept) // 2, 1) :]
+        self._engine.rewind(kept)
+        return self._engine.prefill(self.cached[kept:])
 
     def _give(self, piece: str) -> Iterator[str]:
         if piece:
@@ -212,6 +246,7 @@ class Generation:
             tokens_per_s=max(1, count - 1) / max(seconds, 1e-9),
             time_to_first_token_ms=1000 * (self._first - self._began),
             finished_by=self._finished_by,
+            reused_tokens=self._reused,
         )
 
 

@@ -8,16 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..targets import FabricError
+from ..targets.cache_room import cache_room, whole_vectors
 from .bundle import Bundle
 from .device import Machine
 from .engine import Tensors, end_tensors, layer_tensors
 from .ffi import tvm_ffi
 from .memory_space import MemorySpace, Tensor, Windows
 
-LANES = 16
-"""A cache's capacity is a multiple of it: kernels read whole vectors of positions."""
-CACHES = {"f32": "float32", "f16": "float16", "int8": "int8"}
-"""The dtype of keys and values, by its name in the manifest; int8 has scales beside them."""
 CHUNK = 512
 """Tokens of a prompt that go through the model at once: bounds the workspace."""
 
@@ -33,9 +30,14 @@ class InferenceEngine:
         Adapters as :meth:`TrainingEngine.adapter_tensors` names them, each with its full factor:
         its scale times its weight in the mix.
     capacity : int
-        Most tokens of a sequence, prompt and answer together.
+        Most tokens of a sequence, prompt and answer together. The cache grows to it by pages.
     batch : int
         Number of sequences.
+
+    Attributes
+    ----------
+    room : int
+        Positions that the cache has by now.
     """
 
     def __init__(
@@ -46,45 +48,65 @@ class InferenceEngine:
         batch: int = 1,
     ) -> None:
         self.bundle, self.batch = bundle, batch
-        # An odd number of vectors: rows a power of two apart would share the same cache sets.
-        self.capacity = LANES * (math.ceil(capacity / LANES) | 1)
+        # What whole vectors have to spare may be used, but not beyond what the model knows.
+        self._most = whole_vectors(capacity)
+        self.capacity = min(self._most, max(capacity, int(bundle.config["max_context"])))
         self._machine = Machine(bundle)
         self._memory = memory = self._machine.memory
         self._positions = np.zeros(batch, np.int32)
-        config = bundle.config
-        kv, d = config["num_kv_heads"], config["head_dim"]
-        room = self.capacity
-        dtype = CACHES[bundle.manifest.get("kv_cache", "f32")]
-        self._check_cache(np.dtype(dtype).itemsize * batch * kv * d * room)
-        fields: list[tuple[tuple[int, ...], str]] = [
-            ((batch, kv, d, room), dtype),
-            ((batch, kv, room, d), dtype),
-        ]
-        if dtype == "int8":
-            fields += [((batch, kv, room), "float32")] * 2
-        # Memory that nothing has touched takes no room here: a large capacity costs nothing.
-        caches = [
-            [memory.empty(shape, kind) for shape, kind in fields]
-            for _ in range(config["num_layers"])
-        ]
-        rope = self._machine["rope_cache"](tvm_ffi.Shape((self.capacity,)))
-        ends, factors = end_tensors(bundle, memory), stacked_adapters(bundle, adapters, memory)
+        self._check_cache(max(_bytes(*field) for field in self._fields(self._most)))
         names = ("token", "sequence", "position", "select")
         self._one = {name: memory.zeros((1,), "int32") for name in names}
-        self._bind(rope, ends, factors, caches)
+        self._open(end_tensors(bundle, memory), stacked_adapters(bundle, adapters, memory))
+        self.room = cache_room(1, self._most)
+        layers = range(bundle.config["num_layers"])
+        self._caches = [self._new_cache(self.room) for _ in layers]
+        self._bind(self._table())
 
-    def _bind(
-        self,
-        rope: Tensor,
-        ends: list[Windows],
-        adapters: list[list[Tensor]],
-        caches: list[list[Tensor]],
-    ) -> None:
-        """Bind what stays in its place, so that a token is one call."""
-        layers = layer_tensors(self.bundle, self._memory)
-        self._model = [rope, *ends, layers, adapters, caches]
+    def _open(self, ends: list[Windows], adapters: list[list[Tensor]]) -> None:
+        """Take what stays in its place as long as the engine lives."""
+        self._fixed = [*ends, layer_tensors(self.bundle, self._memory), adapters]
+
+    def _bind(self, rope: Tensor) -> None:
+        """Bind what stays in its place until the cache grows, so that a token is one call."""
+        self._model = [rope, *self._fixed, self._caches]
         arguments = [block.tensor for block in self._one.values()]
         self._decode = self._machine.bind("decode", [*arguments, *self._model])
+
+    def _unbind(self) -> None:
+        """Let go of the cache, so that what it grows out of is free again."""
+        self._model, self._decode = [], None
+        self._machine.unbind("decode")
+
+    def _table(self) -> Tensor:
+        """Return the table of as many positions as the cache has."""
+        return self._machine["rope_cache"](tvm_ffi.Shape((self.room,)))
+
+    def _fields(self, room: int) -> list[tuple[tuple[int, ...], str]]:
+        """Return shapes and types of a layer's cache of so many positions."""
+        extents = {"S": self.batch, "M": room}
+        return [
+            (tuple(extents.get(e, e) for e in tensor["shape"]), tensor["dtype"])
+            for tensor in self.bundle.manifest["cache"]["tensors"]
+        ]
+
+    def _new_cache(self, room: int) -> list[Tensor]:
+        return [self._memory.empty(*field) for field in self._fields(room)]
+
+    def _grow(self, tokens: int) -> None:
+        """Make room for so many tokens of a sequence, by whole pages."""
+        room = cache_room(tokens, self._most)
+        if room <= self.room:
+            return
+        self._unbind()
+        grow = self._machine["grow_cache"]
+        # One layer after the other, so that no more than one is there twice.
+        for layer, old in enumerate(self._caches):
+            new = self._new_cache(room)
+            grow(*old, *new)
+            self._caches[layer] = new
+        self.room = room
+        self._bind(self._table())
 
     @property
     def memory(self) -> MemorySpace:
@@ -137,6 +159,7 @@ class InferenceEngine:
                 f"there is room for {self.capacity}.",
                 "Shorten the prompt, or ask for fewer new tokens.",
             )
+        self._grow(int(self._positions[sequence]) + count)
 
     def prefill(self, tokens: Sequence[int], sequence: int = 0) -> np.ndarray:
         """Append tokens to a sequence and return the ``(V,)`` float32 logits after the last.
@@ -211,6 +234,10 @@ class InferenceEngine:
     def _logits(self, tokens: Tensor, sequence: Tensor, position: Tensor, select: Tensor) -> Tensor:
         """Run the model; the ``(s, V)`` logits after the selected tokens."""
         return self._machine["prefill"](tokens, sequence, position, select, *self._model)
+
+
+def _bytes(shape: Sequence[int], dtype: str) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def stacked_adapters(

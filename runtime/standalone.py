@@ -22,12 +22,13 @@ from .bundle import Bundle, open_bundle, read_manifest
 from .config import TrainingConfig
 from .conversation import Conversation
 from .evaluate import evaluate_file
-from .generate import Generation, GenerationOptions, load_adapters
+from .generate import GenerationOptions, load_adapters
 from .progress import PlainReporter
 from .sampling import SamplingOptions
 from .tokenizer import load_tokenizer
 from .trainer import configure
 from .trainer import train as run_training
+from .writer import NEW_TOKENS, Writer, check_room
 
 EXIT_ERROR = 2
 _NUMBERS = {"int": int, "float": float}
@@ -82,14 +83,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_writing(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-new-tokens", type=int, default=256)
+    group.add_argument("--max-new-tokens", type=int, default=None)
     group.add_argument("--temperature", type=float, default=0.0)
     group.add_argument("--top-k", type=int, default=0)
     group.add_argument("--top-p", type=float, default=1.0)
     group.add_argument("--repetition-penalty", type=float, default=1.0)
     group.add_argument("--stop", action="append", default=[], metavar="TEXT")
     group.add_argument("--system", metavar="TEXT")
-    group.add_argument("--capacity", type=int, default=2048)
+    group.add_argument("--capacity", type=int, default=None)
+    group.add_argument("--slide", action=argparse.BooleanOptionalAction, default=False)
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
@@ -141,14 +143,17 @@ def _write(bundle: Bundle, values: argparse.Namespace) -> dict[str, Any]:
         seed=values.seed or 0,
     )
     stop = tuple(_unescape(text) for text in values.stop)
-    options = GenerationOptions(values.max_new_tokens, stop, sampling)
+    options = GenerationOptions(values.max_new_tokens or NEW_TOKENS, stop, sampling)
     tokenizer, prompt = load_tokenizer(bundle), _unescape(values.prompt)
     adapters = load_adapters(values.adapter or (), bundle)
     engine = inference_engine(bundle, adapters, capacity=values.capacity)
+    slide = values.slide
     if values.chat:
-        writing = Conversation(engine, tokenizer, options, values.system).ask(prompt)
+        writing = Conversation(engine, tokenizer, options, values.system, slide).ask(prompt)
     else:
-        writing = Generation(engine, tokenizer, tokenizer.encode_prompt(prompt), options)
+        tokens = tokenizer.encode_prompt(prompt)
+        check_room(bundle, values.capacity, len(tokens), values.max_new_tokens, slide)
+        writing = Writer(engine, tokenizer, options, slide=slide).begin(tokens)
     stream = sys.stderr if values.json else sys.stdout
     for piece in writing:
         print(piece, end="", file=stream, flush=True)

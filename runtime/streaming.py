@@ -347,19 +347,18 @@ class StreamingInferenceEngine(InferenceEngine):
         self._resident = resident
         super().__init__(bundle, adapters, capacity, batch)
 
-    def _bind(
-        self,
-        rope: Tensor,
-        ends: list[Windows],
-        adapters: list[list[Tensor]],
-        caches: list[list[Tensor]],
-    ) -> None:
-        """Prepare the functions of one layer instead of those of all."""
-        self._rope, self._ends = rope, ends
-        self._adapters, self._caches = adapters, caches
+    def _open(self, ends: list[Windows], adapters: list[list[Tensor]]) -> None:
+        self._ends, self._adapters = ends, adapters
         self.feed = LayerFeed(self.bundle, self._memory, self._resident)
         names = ("prefill_embed", "prefill_layer", "prefill_head")
         self._calls = {name: self._machine[name] for name in names}
+
+    def _bind(self, rope: Tensor) -> None:
+        """Keep the table: the functions of one layer are given the cache at each call."""
+        self._rope = rope
+
+    def _unbind(self) -> None:
+        """Return: nothing is bound."""
 
     def decode(self, token: int) -> np.ndarray:
         """Append one token to sequence 0 and return the ``(V,)`` float32 logits after it."""

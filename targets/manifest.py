@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the manifest; a runtime refuses a newer one."""
 MANIFEST = "manifest.json"
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 NAMES = {
     # A constructor, which C++ would read as a cast of the last of several values.
+    "(float2)": "float2",
     "(float4)": "float4",
+    "(int2)": "int2",
     "(int4)": "int4",
     "as_char4": "as_type<char4>",
     "as_int": "as_type<int>",

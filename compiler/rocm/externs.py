@@ -106,7 +106,9 @@ def _lane(vector: Node, index: int) -> Node:
 
 
 _KNOWN: dict[str, Callable[[str, Sequence[Node]], Node]] = {
+    "(float2)": _vector,
     "(float4)": _vector,
+    "(int2)": _vector,
     "(int4)": _vector,
     "as_char4": _reinterpret,
     "as_int": _reinterpret,

@@ -11,7 +11,14 @@ from typing import Any
 from tvm import relax, tirx
 
 from ..config import ModelConfig
-from ..kernels import cache_types, cached_attention, decode_attention, logits, rope_table
+from ..kernels import (
+    KV_CACHES,
+    cached_attention,
+    decode_attention,
+    grow_cache,
+    logits,
+    rope_table,
+)
 from ..lora import LoraOptions, linear_groups
 from .layer import (
     Dimension,
@@ -28,15 +35,15 @@ from .projections import FusedProjections, LoraUse, Projections
 def add_inference(
     bb: relax.BlockBuilder, config: ModelConfig, lora: LoraOptions, formats: Formats
 ) -> None:
-    """Add ``prefill`` and ``decode``.
+    """Add ``prefill`` and ``decode``, and what goes with them.
 
     Parameters of both, in order: ``tokens, sequence, position (n,)`` int32; ``select (s,)`` int32,
     the tokens whose logits are wanted; ``rope (M, D)``; the tensors outside the layers; ``layers``,
     the tuple of the layers' tensors; ``adapters``, for each layer the tuple ``A, B`` of each
     adapted group with any rank, their scale folded into B; ``caches``, for each layer the tuple of
-    keys ``(S, Hkv, D, M)`` and values ``(S, Hkv, M, D)``, and where these are int8 their scales,
-    updated in place. They return ``(s, V)`` float32 logits. ``rope_cache(shape (M,))`` makes the
-    table.
+    :meth:`CacheFormat.fields`, updated in place. They return ``(s, V)`` float32 logits.
+    ``rope_cache(shape (M,))`` makes the table. ``grow_cache(*old, *new)`` copies a layer's cache to
+    the beginning of a larger one.
     """
     _add(bb, "prefill", tirx.Var("n", "int64"), tirx.Var("s", "int64"), config, lora, formats)
     _add(bb, "decode", 1, 1, config, lora, formats)
@@ -47,6 +54,21 @@ def add_inference(
             table = rope_table(bb, capacity, config.head_dim, config.rope_theta)
             out = bb.emit_output(table)
         bb.emit_func_output(out)
+    _add_growth(bb, config, formats)
+
+
+def _add_growth(bb: relax.BlockBuilder, config: ModelConfig, formats: Formats) -> None:
+    form, heads = KV_CACHES[formats.kv_cache], attention_shape(config)
+    sequences, held, room = (tirx.Var(name, "int64") for name in ("b", "m", "r"))
+    old, new = (
+        [
+            relax.Var(f"{prefix}_{name}", kind)
+            for name, kind in form.fields(heads, sequences, extent).items()
+        ]
+        for prefix, extent in (("old", held), ("new", room))
+    )
+    with bb.function("grow_cache", [*old, *new]):
+        bb.emit_func_output(grow_cache(bb, old, new, form, heads))
 
 
 def _add(
@@ -59,8 +81,7 @@ def _add(
     formats: Formats,
 ) -> None:
     projections = FusedProjections if count == 1 else Projections
-    whole = formats.kv_cache == "f32"
-    attention = decode_attention if count == 1 and whole else cached_attention
+    attention = decode_attention if count == 1 else cached_attention
     capacity, sequences = tirx.Var("m", "int64"), tirx.Var("b", "int64")
     specs, ends = layer_tensors(config, formats.packing), Ends(config, formats.head)
     heads, depth = attention_shape(config), config.num_layers
@@ -76,7 +97,7 @@ def _add(
         "layers", relax.TupleType([relax.TupleType([s.type for s in specs])] * depth)
     )
     adapters = relax.Var("adapters", relax.TupleType([factor_types] * depth))
-    fields = cache_types(heads, sequences, capacity, formats.kv_cache)
+    fields = KV_CACHES[formats.kv_cache].fields(heads, sequences, capacity)
     cache = relax.TupleType(list(fields.values()))
     caches = relax.Var("caches", relax.TupleType([cache] * depth))
     model = [rope, *ends.parameters, layers, adapters, caches]
@@ -93,8 +114,7 @@ def _add(
                     lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0
                 )
                 project = projections(bb, config, weights, use, formats.packing)
-                keys, values, *scales = stored.values()
-                place = (sequence, position, rope, keys, values, heads, *scales)
+                place = (sequence, position, rope, list(stored.values()), heads)
 
                 def attend(qkv: relax.Var, place: tuple[Any, ...] = place) -> relax.Var:
                     return attention(bb, qkv, *place)[0]

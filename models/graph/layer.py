@@ -64,7 +64,7 @@ class Formats:
     moments : str
         AdamW's, see `models/kernels/moments.py`.
     kv_cache : str
-        The cache of keys and values, see `models/kernels/cached_attention.py`.
+        The cache of keys and values, see `models/kernels/kv_cache.py`.
     """
 
     head: HeadFormat

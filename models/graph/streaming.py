@@ -11,8 +11,8 @@ from tvm import relax, tirx
 
 from ..config import ModelConfig
 from ..kernels import (
+    KV_CACHES,
     accumulate,
-    cache_types,
     cached_attention,
     embed,
     logits,
@@ -133,13 +133,12 @@ def _layer_function(
         for name, kind in zip(names, factor_types.fields, strict=True)
     }
     heads = attention_shape(config)
-    fields = cache_types(heads, sequences, capacity, formats.kv_cache)
-    keys, values, *scales = (relax.Var(name, kind) for name, kind in fields.items())
-    cache = [keys, values, *scales]
+    fields = KV_CACHES[formats.kv_cache].fields(heads, sequences, capacity)
+    cache = [relax.Var(name, kind) for name, kind in fields.items()]
     groups = dict.fromkeys(name.rsplit(".", 1)[0] for name in names)
     use = LoraUse(lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0)
     parameters = [x, sequence, position, rope, *weights.values(), *factors.values(), *cache]
-    place = (sequence, position, rope, keys, values, heads, *scales)
+    place = (sequence, position, rope, cache, heads)
     with bb.function("prefill_layer", parameters):
         with bb.dataflow():
             project = Projections(bb, config, dict(weights), use, formats.packing)

@@ -8,19 +8,22 @@ attributes ``fabric.kernel`` and ``fabric.params`` of its PrimFunc, by which a r
 from .attention import AttentionShape, attention
 from .bitlinear import LinearGroup, bitlinear
 from .bitlinear_vjp import bitlinear_vjp
-from .cached_attention import cache_types, cached_attention
+from .cached_attention import cached_attention
 from .decode_attention import decode_attention
 from .dropout import dropout
 from .embedding import embed
 from .fused_bitlinear import Norm, fused_bitlinear
 from .gated import gated_activation
+from .grow_cache import grow_cache
 from .head import head_loss, logits
+from .kv_cache import KV_CACHES
 from .moments import compressed_adamw, moment_type, update
 from .norm import rms_norm
 from .optimizer import accumulate, adamw, sum_squares
 from .rope import rope_table
 
 __all__ = [
+    "KV_CACHES",
     "AttentionShape",
     "LinearGroup",
     "Norm",
@@ -29,7 +32,6 @@ __all__ = [
     "attention",
     "bitlinear",
     "bitlinear_vjp",
-    "cache_types",
     "cached_attention",
     "compressed_adamw",
     "decode_attention",
@@ -37,6 +39,7 @@ __all__ = [
     "embed",
     "fused_bitlinear",
     "gated_activation",
+    "grow_cache",
     "head_loss",
     "logits",
     "moment_type",

@@ -6,101 +6,74 @@ its own key to reach the cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from tvm import relax, tirx
-from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
 
 from .attention import AttentionShape
+from .cached_attention import rotated_at
 from .emit import attributes
+from .kv_cache import CacheFormat, cache_arguments, format_of, write_token
 
 
-def _function(shape: AttentionShape) -> tirx.PrimFunc:
+def _function(shape: AttentionShape, form: CacheFormat) -> tirx.PrimFunc:
     """Return the PrimFunc, which writes to the caches in place and has one output."""
-    heads, kv_heads, d, half = shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim // 2
-    group, scale = heads // kv_heads, float(shape.scale)
-    width, first_value = shape.width, shape.value_column
+    batch, capacity = (tirx.Var(name, "int64") for name in ("batch", "capacity"))
+    heads, d, half = shape.heads, shape.head_dim, shape.head_dim // 2
+    with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
+        qkv = T.arg("qkv", T.buffer((1, shape.width), "float32"))
+        sequence = T.arg("sequence", T.buffer((1,), "int32"))
+        position = T.arg("position", T.buffer((1,), "int32"))
+        rope = T.arg("rope", T.buffer((capacity, d), "float32"))
+        cache = cache_arguments(form, shape, batch, capacity)
+        out = T.arg("out", T.buffer((1, heads * d), "float32"))
+        query = T.alloc_buffer((d,), "float32")
+        weight = T.alloc_buffer((capacity,), "float32")
+        top, total = (T.alloc_buffer((1,), "float32") for _ in range(2))
 
-    @T.prim_func(private=True, s_tir=True)
-    def attend(
-        qkv_handle: T.handle,
-        sequence_handle: T.handle,
-        position_handle: T.handle,
-        rope_handle: T.handle,
-        key_handle: T.handle,
-        value_handle: T.handle,
-        out_handle: T.handle,
-    ) -> None:
-        batch, capacity = T.int64(), T.int64()
-        qkv = T.match_buffer(qkv_handle, (1, width), "float32")
-        sequence = T.match_buffer(sequence_handle, (1,), "int32")
-        position = T.match_buffer(position_handle, (1,), "int32")
-        rope = T.match_buffer(rope_handle, (capacity, d), "float32")
-        key = T.match_buffer(key_handle, (batch, kv_heads, d, capacity), "float32")
-        value = T.match_buffer(value_handle, (batch, kv_heads, capacity, d), "float32")
-        out = T.match_buffer(out_handle, (1, heads * d), "float32")
-        rotated = T.alloc_buffer((heads + kv_heads, d))
-        scores = T.alloc_buffer((heads, capacity))
-        largest = T.alloc_buffer((heads,))
-        total = T.alloc_buffer((heads,))
-        mixed = T.alloc_buffer((heads, d))
-        # Queries and keys lie side by side, and are rotated alike.
-        for h, x in T.grid(heads + kv_heads, half):
-            with T.sblock("rotate"):
-                vh, vx = T.axis.remap("SS", [h, x])
-                rotated[vh, vx] = (
-                    qkv[0, vh * d + vx] * rope[position[0], vx]
-                    - qkv[0, vh * d + half + vx] * rope[position[0], half + vx]
-                )
-                rotated[vh, half + vx] = (
-                    qkv[0, vh * d + half + vx] * rope[position[0], vx]
-                    + qkv[0, vh * d + vx] * rope[position[0], half + vx]
-                )
-        for h, x in T.grid(kv_heads, d):
-            with T.sblock("append"):
-                vh, vx = T.axis.remap("SS", [h, x])
-                key[sequence[0], vh, vx, position[0]] = rotated[heads + vh, vx]
-                value[sequence[0], vh, position[0], vx] = qkv[0, first_value + vh * d + vx]
-        # Beyond the position the cache is unwritten memory: it is never read.
-        for h, j, x in T.grid(heads, capacity, d):
-            with T.sblock("scores"):
-                vh, vj, vx = T.axis.remap("SSR", [h, j, x])
-                with T.init():
-                    scores[vh, vj] = 0.0
-                if vj <= T.Cast("int64", position[0]):
-                    scores[vh, vj] = scores[vh, vj] + scale * (
-                        rotated[vh, vx] * key[sequence[0], vh // group, vx, vj]
-                    )
-        for h, j in T.grid(heads, capacity):
-            with T.sblock("largest"):
-                vh, vj = T.axis.remap("SR", [h, j])
-                with T.init():
-                    largest[vh] = -1e30
-                if vj <= T.Cast("int64", position[0]):
-                    largest[vh] = T.max(largest[vh], scores[vh, vj])
-        for h, j in T.grid(heads, capacity):
-            with T.sblock("total"):
-                vh, vj = T.axis.remap("SR", [h, j])
-                with T.init():
-                    total[vh] = 0.0
-                if vj <= T.Cast("int64", position[0]):
-                    total[vh] = total[vh] + T.exp(scores[vh, vj] - largest[vh])
-        for h, x, j in T.grid(heads, d, capacity):
-            with T.sblock("mixed"):
-                vh, vx, vj = T.axis.remap("SSR", [h, x, j])
-                with T.init():
-                    mixed[vh, vx] = 0.0
-                if vj <= T.Cast("int64", position[0]):
-                    mixed[vh, vx] = mixed[vh, vx] + (
-                        T.exp(scores[vh, vj] - largest[vh])
-                        * value[sequence[0], vh // group, vj, vx]
-                    )
-        for h, x in T.grid(heads, d):
-            with T.sblock("out"):
-                vh, vx = T.axis.remap("SS", [h, x])
-                out[0, vh * d + vx] = mixed[vh, vx] / total[vh]
+        def turned(column: Any, x: Any) -> tirx.PrimExpr:
+            return rotated_at(qkv, rope, (0, position[0]), column, x, half)
 
-    return attend.with_attrs(attributes("decode_attention", asdict(shape)))
+        with T.serial(0, shape.kv_heads) as h:
+
+            def element(which: int, x: Any) -> tirx.PrimExpr:
+                if which == 1:
+                    return qkv[0, shape.value_column + h * d + x]
+                return turned(shape.key_column + h * d, x)
+
+            write_token(form, shape, cache, (sequence[0], h, position[0]), element)
+
+        def stored(which: int, h: Any, x: Any, j: Any) -> tirx.PrimExpr:
+            s, kv = sequence[0], tirx.floordiv(h, heads // shape.kv_heads)
+            word = tirx.floordiv(x, form.per_word)
+            at = [s, kv, word, j] if which == 0 else [s, kv, j, word]
+            found = form.unpack(cache[which][tuple(at)], tirx.floormod(x, form.per_word))
+            return found * cache[2 + which][s, kv, j] if form.scaled else found
+
+        with T.serial(0, heads) as h:
+            with T.serial(0, d) as x:
+                T.buffer_store(query, turned(h * d, x) * T.float32(shape.scale), [x])
+            T.buffer_store(top, T.float32(-1e30), [0])
+            T.buffer_store(total, T.float32(0.0), [0])
+            # Beyond the position the cache is unwritten memory: it is never read.
+            with T.serial(0, position[0] + 1) as j:
+                T.buffer_store(weight, T.float32(0.0), [j])
+                with T.serial(0, d) as x:
+                    T.buffer_store(weight, weight[j] + query[x] * stored(0, h, x, j), [j])
+                T.buffer_store(top, tirx.max(top[0], weight[j]), [0])
+            with T.serial(0, position[0] + 1) as j:
+                T.buffer_store(weight, tirx.exp(weight[j] - top[0]), [j])
+                T.buffer_store(total, total[0] + weight[j], [0])
+            with T.serial(0, d) as x:
+                T.buffer_store(query, T.float32(0.0), [x])
+                with T.serial(0, position[0] + 1) as j:
+                    T.buffer_store(query, query[x] + weight[j] * stored(1, h, x, j), [x])
+                T.buffer_store(out, query[x] / total[0], [0, h * d + x])
+    return builder.get().with_attrs(attributes("decode_attention", asdict(shape)))
 
 
 def decode_attention(
@@ -109,10 +82,9 @@ def decode_attention(
     sequence: relax.Expr,
     position: relax.Expr,
     rope: relax.Expr,
-    keys: relax.Expr,
-    values: relax.Expr,
+    cache: Sequence[relax.Expr],
     shape: AttentionShape,
-) -> tuple[relax.Var, relax.Var, relax.Var]:
+) -> tuple[relax.Var, ...]:
     """Emit the append of one new token to the cache, in place, and its attention over it.
 
     Parameters and results are those of :func:`cached_attention` with n = 1.
@@ -120,11 +92,10 @@ def decode_attention(
     width = shape.heads * shape.head_dim
     result = bb.emit(
         relax.op.call_tir_inplace(
-            bb.add_func(_function(shape), "decode_attention_kernel"),
-            [qkv, sequence, position, rope, keys, values],
-            [-1, 4, 5],
-            [relax.TensorType((1, width), "float32"), keys.ty, values.ty],
+            bb.add_func(_function(shape, format_of(cache)), "decode_attention_kernel"),
+            [qkv, sequence, position, rope, *cache],
+            [-1, *range(4, 4 + len(cache))],
+            [relax.TensorType((1, width), "float32"), *(part.ty for part in cache)],
         )
     )
-    out, keys, values = (bb.emit(relax.TupleGetItem(result, i)) for i in range(3))
-    return out, keys, values
+    return tuple(bb.emit(relax.TupleGetItem(result, i)) for i in range(1 + len(cache)))

@@ -155,8 +155,8 @@ class RemoteInferenceEngine:
     address : Address
     adapters : sequence of (tensors, multiplier)
         As `InferenceEngine` takes them.
-    capacity : int
-        Most tokens of a sequence, prompt and answer together.
+    capacity : int or None
+        Most tokens of a sequence, prompt and answer together; see `inference_engine`.
     tell, progress, patience
         As in `RemoteTrainingEngine`.
 
@@ -171,7 +171,7 @@ class RemoteInferenceEngine:
         bundle: Bundle,
         address: Address,
         adapters: Sequence[tuple[Tensors, float]] = (),
-        capacity: int = 2048,
+        capacity: int | None = None,
         tell: Callable[[str], None] = _silent,
         progress: Progress | None = None,
         patience: Patience | None = None,

@@ -2,7 +2,9 @@
 
 A key is a column of the cache, its positions being the lanes of attention. A block of tokens with
 adjacent positions is turned in registers and written by vectors; other tokens go in singly. Where
-the cache is int8 each key and value is first divided by a scale of its own.
+the cache is int8 each key and value is first divided by a scale of its own. A word of a smaller
+cache holds neighbours along the head: of keys it is put together lane by lane, values are written
+through a view of narrower elements.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..kv_cache import LEVELS, SMALLEST, CacheFormat, joined, to_half
 from ..tir import (
     Buffer,
     Expr,
@@ -33,10 +36,6 @@ from .attention_blocks import Heads, rotate, transpose
 from .isa import Isa
 from .loops import over_rows
 from .vector_math import rounded
-
-LEVELS = 127.0
-SMALLEST = 1e-12
-"""The least scale of an int8 key or value."""
 
 
 def append_kv(
@@ -63,14 +62,15 @@ class Append:
         sequence: Buffer,
         position: Buffer,
         rope: Buffer,
-        keys: Buffer,
-        values: Buffer,
-        key_scales: Buffer | None = None,
-        value_scales: Buffer | None = None,
+        *cache: Buffer,
     ) -> None:
         self.heads, self.qkv, self.rope = heads, qkv, rope
-        self.key_scales, self.value_scales = key_scales, value_scales
-        self.sequence, self.position, self.keys, self.values = sequence, position, keys, values
+        self.form = CacheFormat.of(cache)
+        self.keys, values, *scales = cache
+        self.values = narrow(values, self.form)
+        self.key_scales: Buffer | None = scales[0] if scales else None
+        self.value_scales: Buffer | None = scales[1] if scales else None
+        self.sequence, self.position = sequence, position
         self.tokens = shape(qkv)[0]
 
     def emit(self) -> None:
@@ -105,10 +105,10 @@ class Append:
                 self._value(kv, first + r)
             transpose(heads, rows, columns)
             s, place = bind(int64(self.sequence[first])), bind(int64(self.position[first]))
-            with loop(heads.head_dim) as d:
+            with loop(heads.head_dim // self.form.per_word) as w:
                 for v in range(0, heads.block, n):
-                    column = self._stored(load(columns, d, v, lanes=n))
-                    store(self.keys, column, s, kv, d, place + v)
+                    elements = [load(columns, d, v, lanes=n) for d in self._elements(w)]
+                    store(self.keys, self._words(elements), s, kv, w, place + v)
 
         def singly() -> None:
             with loop(heads.block) as r:
@@ -120,9 +120,14 @@ class Append:
         """Emit the append of a token's key and value of one head; `rows` is ``(1, D)`` of room."""
         s, place = bind(int64(self.sequence[t])), bind(int64(self.position[t]))
         self._rotated_key(kv, t, rows, 0)
-        with loop(self.heads.head_dim) as d:
-            store(self.keys, self._stored(rows[0, d]), s, kv, d, place)
+        with loop(self.heads.head_dim // self.form.per_word) as w:
+            elements = [rows[0, d] for d in self._elements(w)]
+            store(self.keys, self._words(elements), s, kv, w, place)
         self._value(kv, t)
+
+    def _elements(self, w: Expr) -> list[Expr]:
+        """Return the elements of a head that a word holds."""
+        return [w * self.form.per_word + c for c in range(self.form.per_word)]
 
     def _rotated_key(self, kv: Expr, t: Expr, rows: Buffer, r: Expr) -> None:
         column = (self.heads.heads + kv) * self.heads.head_dim
@@ -153,14 +158,27 @@ class Append:
         store(scales, largest / T.float32(LEVELS), s, kv, place)
         return bind(T.float32(LEVELS) / largest)
 
+    def _encoded(self, value: Expr) -> Expr:
+        """Return float32 lanes as int32 codes, or as the bits of float16."""
+        n = lanes_of(value)
+        if self.form.per_word == 2:
+            return to_half(bind(T.reinterpret("int32" if n == 1 else f"int32x{n}", bind(value))))
+        return rounded(value) if n > 1 else T.cast(T.nearbyint(value), "int32")
+
+    def _words(self, elements: list[Expr]) -> Expr:
+        """Return float32 lanes of the elements of words as the cache has them."""
+        if self.form.per_word == 1:
+            return elements[0]
+        mask = 0xFFFFFFFF >> (32 - 32 // self.form.per_word)
+        codes = [self._encoded(element) for element in elements]
+        return joined([c & splat(tirx.const(mask, "int32"), lanes_of(c)) for c in codes])
+
     def _stored(self, value: Expr) -> Expr:
-        """Return float32 lanes as the cache has them."""
-        dtype, n = str(self.keys.dtype), lanes_of(value)
-        if dtype == "float32":
+        """Return float32 lanes as the view of the values has them."""
+        if self.form.per_word == 1:
             return value
-        if dtype == "int8":
-            value = rounded(value) if n > 1 else T.cast(T.nearbyint(value), "int32")
-        return T.cast(value, dtype if n == 1 else f"{dtype}x{n}")
+        dtype, n = str(self.values.dtype), lanes_of(value)
+        return T.cast(self._encoded(value), dtype if n == 1 else f"{dtype}x{n}")
 
     def _value(self, kv: Expr, t: Expr) -> None:
         heads, n = self.heads, self.heads.lanes
@@ -178,3 +196,12 @@ class Append:
             if factor is not None:
                 value = value * splat(factor, n)
             store(self.values, self._stored(value), s, kv, place, d)
+
+
+def narrow(values: Buffer, form: CacheFormat) -> Buffer:
+    """Return the words of the values as their elements, which a processor can address."""
+    if form.per_word == 1:
+        return values
+    *outer, words = shape(values)
+    extents = [*outer, words * form.per_word]
+    return T.decl_buffer(extents, {2: "int16", 4: "int8"}[form.per_word], data=values.data)

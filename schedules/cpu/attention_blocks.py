@@ -34,6 +34,8 @@ class Heads:
         Queries of a block: two vectors.
     rows : int
         Height of a register tile; divides `block`.
+    native_half : bool
+        Whether the processor widens 16-bit floats.
     context, padded : int
         C, and C rounded up to whole blocks; 0 over a cache.
     """
@@ -44,6 +46,7 @@ class Heads:
         self.group = self.heads // self.kv_heads
         self.scale = 1.0 / math.sqrt(self.head_dim)
         self.lanes, self.block = isa.lanes, 2 * isa.lanes
+        self.native_half = isa.native_half
         # Two vectors wide: 16 accumulators, or 8 where there are 16 registers only.
         self.rows = choose("rows", (2, 4, 8), 8 if isa.tile[1] == 4 else 4)
         self.context, self.padded = context, -(-context // self.block) * self.block

@@ -10,13 +10,14 @@ The capacity of the cache must be a multiple of 16, so that a vector of keys end
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..kv_cache import CacheFormat, code
 from ..tir import (
     Buffer,
     Expr,
@@ -34,10 +35,11 @@ from ..tir import (
     when,
     zeros,
 )
+from .append_kv import narrow
 from .attention_blocks import MASKED, Heads, rotate
 from .isa import Isa
 from .microkernel import Tile, accumulate
-from .vector_math import exp
+from .vector_math import exp, half_to_float
 
 FEW = 3
 """Fewer tokens than this of one sequence are computed one by one."""
@@ -70,15 +72,16 @@ class CachedAttention:
         sequence: Buffer,
         position: Buffer,
         rope: Buffer,
-        keys: Buffer,
-        values: Buffer,
         *rest: Buffer,
     ) -> None:
-        *scales, out = rest
+        *cache, out = rest
+        self.form = CacheFormat.of(cache)
+        self.keys, values, *scales = cache
+        self.values = narrow(values, self.form)
         self.key_scales: Buffer | None = scales[0] if scales else None
         self.value_scales: Buffer | None = scales[1] if scales else None
         self.heads, self.qkv, self.rope, self.out = heads, qkv, rope, out
-        self.sequence, self.position, self.keys, self.values = sequence, position, keys, values
+        self.sequence, self.position = sequence, position
         self.tokens, self.capacity = shape(qkv)[0], shape(values)[2]
 
     def emit(self) -> None:
@@ -179,12 +182,14 @@ class CachedAttention:
         def columns(first: Expr, width: int) -> None:
             tile = Tile(height, width, n)
             tile.fill()
-            accumulate(
-                tile,
-                heads.head_dim,
-                lambda r, d: query[r, d],
-                lambda d, v: _float(load(self.keys, s, kv, d, (first + v) * n, lanes=n)),
-            )
+
+            def words(w: Expr, v: int) -> Expr:
+                return load(self.keys, s, kv, w, (first + v) * n, lanes=n)
+
+            if self.form.per_word == 1:
+                accumulate(tile, heads.head_dim, lambda r, d: query[r, d], words)
+            else:
+                self._accumulate_words(tile, query, words)
             if self.key_scales is not None:
                 for v in range(width):
                     scale = bind(load(self.key_scales, s, kv, (first + v) * n, lanes=n))
@@ -207,6 +212,42 @@ class CachedAttention:
             done = end * width
         return [horizontal(bind(top[r, 0]), T.max) for r in range(height)]
 
+    def _accumulate_words(
+        self, tile: Tile, query: Buffer, words: Callable[[Expr, int], Expr]
+    ) -> None:
+        """Emit the products of queries and keys of which a word holds several elements."""
+        per, n = self.form.per_word, self.heads.lanes
+        with loop(self.heads.head_dim // per) as w:
+            rights = [bind(words(w, v)) for v in range(tile.width)]
+            for c in range(per):
+                keys = [bind(self._element(right, c)) for right in rights]
+                for r in range(tile.height):
+                    left = bind(splat(query[r, w * per + c], n))
+                    for v in range(tile.width):
+                        tile[r, v] = tile[r, v] + left * keys[v]
+
+    def _element(self, words: Expr, place: int) -> Expr:
+        """Return an element of words as float32 lanes, without its scale."""
+        n = lanes_of(words)
+        if self.form.per_word == 4:
+            return T.cast(code(words, place), f"float32x{n}")
+        if place:
+            words = words >> splat(tirx.const(16, "int32"), n)
+        return self._half(T.cast(words, f"int16x{n}"))
+
+    def _half(self, bits: Expr) -> Expr:
+        """Return 16-bit lanes of the cache as float32."""
+        half = T.reinterpret(f"float16x{lanes_of(bits)}", bits)
+        return half_to_float(half, self.heads.native_half)
+
+    def _value(self, stored: Expr) -> Expr:
+        """Return lanes of the values' view as float32, without their scale."""
+        if self.form.per_word == 1:
+            return stored
+        if self.form.per_word == 2:
+            return self._half(stored)
+        return T.cast(stored, f"float32x{lanes_of(stored)}")
+
     def _mixed(
         self,
         weights: Buffer,
@@ -226,7 +267,7 @@ class CachedAttention:
 
         def add(tile: Tile, j: Expr) -> None:
             rights = [
-                bind(_float(load(self.values, s, kv, j, column + v * n, lanes=n)))
+                bind(self._value(load(self.values, s, kv, j, column + v * n, lanes=n)))
                 for v in range(width)
             ]
             if self.value_scales is not None:
@@ -245,13 +286,6 @@ class CachedAttention:
                 for tile in tiles[1:]:
                     tiles[0][r, v] = tiles[0][r, v] + tile[r, v]
         return tiles[0]
-
-
-def _float(vector: Expr) -> Expr:
-    """Return lanes of the cache as float32."""
-    if str(vector.ty.dtype).startswith("float32"):
-        return vector
-    return T.cast(vector, f"float32x{lanes_of(vector)}")
 
 
 def _wide_panels(heads: Heads, height: int) -> list[tuple[int, int]]:

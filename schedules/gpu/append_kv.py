@@ -1,4 +1,8 @@
-"""Writing new keys, rotated, and values into the cache."""
+"""Writing new keys, rotated, and values into the cache.
+
+The scale of an int8 key or value is of its whole head, which each thread reads: what it reads again
+lies in the cache nearest to it, and no thread has to wait for another.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ from tvm.tirx.script.builder import ir as T
 from ...targets import Target
 from ..tir import Buffer, Expr, bind, shape, when
 from .attention_heads import Columns, Heads, rotate
-from .attention_vectors import extract, matrix_of_vectors
+from .attention_vectors import matrix_of_vectors
+from .cached_words import Store, heads_top
 from .kernel import build, ceil_div, launch
 
 TOKENS = 32
@@ -25,27 +30,29 @@ def append_kv(
     """Lay out the append, in place; a thread takes two vectors of a head of a token."""
     heads = Heads.of(parameters, target)
 
-    def body(
-        qkv: Buffer, sequence: Buffer, position: Buffer, rope: Buffer, keys: Buffer, values: Buffer
-    ) -> None:
-        inputs, table, lines = (matrix_of_vectors(x, heads.lanes) for x in (qkv, rope, values))
+    def body(qkv: Buffer, sequence: Buffer, position: Buffer, rope: Buffer, *cache: Buffer) -> None:
+        inputs, table = (matrix_of_vectors(x, heads.lanes) for x in (qkv, rope))
+        store = Store(heads, cache)
 
         def pair(t: Expr, index: Expr) -> None:
             kv, v = bind(index // heads.half), bind(index % heads.half)
             s, place = bind(sequence[t]), bind(position[t])
 
-            def head(first: int) -> tuple[Expr, Expr]:
+            def head(first: int, v: Expr) -> tuple[Expr, Expr]:
                 column = (first + kv) * heads.vectors
                 return Columns(heads, inputs, column, lambda token: token).pair(t, v)
 
-            key = rotate(heads, table, place, v, *head(heads.heads))
-            value = head(heads.heads + heads.kv_heads)
-            for half in range(2):
-                at = v + half * heads.half
-                T.buffer_store(lines, value[half], [s, kv, place, at])
-                for lane in range(heads.lanes):
-                    element = extract(key[half], lane, heads.lanes)
-                    T.buffer_store(keys, element, [s, kv, at * heads.lanes + lane, place])
+            def rotated(v: Expr) -> tuple[Expr, Expr]:
+                return rotate(heads, table, place, v, *head(heads.heads, v))
+
+            def value(v: Expr) -> tuple[Expr, Expr]:
+                return head(heads.heads + heads.kv_heads, v)
+
+            tops = [
+                heads_top(heads, pairs) if store.stored.scaled else None
+                for pairs in (rotated, value)
+            ]
+            store.put((s, kv, place), v, rotated(v), value(v), tops)
 
         tokens = shape(qkv)[0]
         with _threads(heads, tokens) as (t, index):

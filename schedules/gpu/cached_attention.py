@@ -20,7 +20,7 @@ from ...targets import Target
 from ..tir import Buffer, Expr, bind, branch, when
 from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows
 from .attention_softmax import LARGE_BLOCKS, SMALL_BLOCKS, Attention, block_shape
-from .attention_vectors import extract, view
+from .attention_vectors import extract, splat, times, view
 from .cached_token import Cache, Token
 from .kernel import barrier, build, ceil_div, launch, loop, registers
 from .vectors import LANES, held
@@ -119,23 +119,46 @@ class _CachedKeys(Rows):
 
         Rows past it hold what the vector with `last` holds.
         """
-        heads, items = self.heads, self.heads.head_dim * (self.count // LANES)
-        loaded = []
+        heads, stored, cache = self.heads, self.cache.stored, self.cache
+        words = heads.head_dim // stored.per_word
+        items, loaded = words * (self.count // LANES), []
         for step in range(ceil_div(items, heads.threads)):
             item = bind(self.thread + step * heads.threads)
             index = bind(T.min(item, items - 1))
             # Neighbouring threads take neighbouring elements, so that they write to other banks.
-            d, group = bind(index % heads.head_dim), bind(index // heads.head_dim)
+            w, group = bind(index % words), bind(index // words)
             place = bind(T.min(first // LANES + group, last // LANES))
-            loaded.append((d, group, item, bind(self.cache.keys[s, kv, d, place])))
-        for d, group, item, vector in loaded:
+            scale = bind(cache.key_scales[s, kv, place]) if stored.scaled else None
+            loaded.append((w, group, item, bind(cache.keys[s, kv, w, place]), scale))
+        for w, group, item, vector, scale in loaded:
 
-            def write(d: Expr = d, group: Expr = group, vector: Expr = vector) -> None:
-                for lane in range(LANES):
-                    element = extract(vector, lane, LANES)
-                    T.buffer_store(self.scalars, element, [group * LANES + lane, d])
+            def write(
+                w: Expr = w, group: Expr = group, vector: Expr = vector, scale: Expr = scale
+            ) -> None:
+                for c, keys in enumerate(stored.positions(vector)):
+                    keys = times(keys, scale)
+                    for lane in range(LANES):
+                        at = [group * LANES + lane, w * stored.per_word + c]
+                        T.buffer_store(self.scalars, extract(keys, lane, LANES), at)
 
             when(item < items, write)
+
+
+class _CachedValues(Columns):
+    """The values of a head in the cache, from position 0 on at a row."""
+
+    def __init__(self, heads: Heads, cache: Cache, base: Expr) -> None:
+        super().__init__(heads, cache.values, 0, lambda place: base + place)
+        self.cache = cache
+
+    def vector(self, token: Expr, v: Expr) -> Expr:
+        """Return vector v of a position."""
+        stored = self.cache.stored
+        found = stored.row(super().vector(token, v))
+        if not stored.scaled:
+            return found
+        scale = bind(self.cache.value_scales[self.row(token)])
+        return found * splat(scale, self.heads.lanes)
 
 
 class _Block:
@@ -170,7 +193,7 @@ class _Block:
             RotatedColumns(queries, cache.rope, lambda t: cache.position[t]), self.first
         )
         base = bind(cache.first_value(s, kv))
-        values = Columns(heads, cache.values, 0, lambda place: base + place)
+        values = _CachedValues(heads, cache, base)
         places = [bind(cache.position[self._token(row)]) for row in self.attention.products.rows]
         self.value.tokens = bind(last + 1)
 

@@ -18,6 +18,7 @@ from tvm.tirx.script.builder import ir as T
 from ..tir import Buffer, Expr, bind, when
 from .attention_heads import LOG2_E, MASKED, Heads, rotate
 from .attention_vectors import extract, splat, vector_type, view, zero
+from .cached_words import Stored
 from .kernel import barrier, ceil_div, loop, registers, shared
 from .vectors import LANES, held, power_of_two
 
@@ -34,25 +35,35 @@ class Cache:
         A row for a token or position, vectors along it.
     sequence, position : Buffer
         Of each token.
+    stored : Stored
+        How keys and values are stored.
     keys : Buffer
-        ``(S, Hkv, D, M / 4)``, vectors of four positions.
+        ``(S, Hkv, W, M / 4)``, vectors of the words of four positions.
+    key_scales : Buffer
+        ``(S, Hkv, M / 4)``, vectors of four positions, where there are scales.
     values : Buffer
-        ``(S Hkv M, D / lanes)``.
+        ``(S Hkv M, D / lanes)``, vectors of elements or of the words of as many.
+    value_scales : Buffer
+        ``(S Hkv M,)``, where there are scales.
     """
 
     def __init__(self, heads: Heads, arguments: tuple[Buffer, ...]) -> None:
-        qkv, self.sequence, self.position, rope, keys, values, out = arguments
+        qkv, self.sequence, self.position, rope, *cache, out = arguments
         lanes, dtype = heads.lanes, heads.dtype
+        self.stored = Stored.of(heads, cache)
+        keys, values, *scales = cache
         self.tokens, self.capacity = qkv.shape[0], values.shape[2]
         self.qkv, self.rope, self.out = (
             view(x, [x.shape[0], x.shape[1] // lanes], dtype) for x in (qkv, rope, out)
         )
-        sequences, kv_heads, head_dim, capacity = keys.shape
-        self.keys = view(
-            keys, [sequences, kv_heads, head_dim, capacity // LANES], vector_type(LANES)
-        )
+        sequences, kv_heads, words, capacity = keys.shape
+        fours = capacity // LANES
+        self.keys = view(keys, [sequences, kv_heads, words, fours], self.stored.keys_type)
         rows = sequences * kv_heads * capacity
-        self.values = view(values, [rows, heads.vectors], dtype)
+        self.values = view(values, [rows, heads.vectors], self.stored.values_type)
+        if scales:
+            self.key_scales = view(scales[0], [sequences, kv_heads, fours], vector_type(LANES))
+            self.value_scales = view(scales[1], [rows], "float32")
         self.kv_heads = kv_heads
 
     def first_value(self, s: Expr, kv: Expr) -> Expr:
@@ -66,16 +77,22 @@ class Token:
     def __init__(self, heads: Heads, cache: Cache, thread: Expr) -> None:
         self.heads, self.cache, self.thread = heads, cache, thread
         self.slices, self.groups, self.across, self.strips = _shares(heads)
-        self.steps = ceil_div(heads.head_dim, self.slices)
-        self.query = shared([_padded(heads) // heads.lanes], heads.dtype)
-        self.scalars = view(self.query, [_padded(heads)], "float32")
+        self.stored = cache.stored
+        self.words = heads.head_dim // self.stored.per_word
+        self.steps = ceil_div(self.words, self.slices)
+        self.padded = _padded(heads, self.stored.per_word)
+        self.query = shared([self.padded // heads.lanes], heads.dtype)
+        self.scalars = view(self.query, [self.padded], "float32")
         self.products = shared([heads.threads], vector_type(LANES))
         self.mixtures = shared([heads.threads], heads.dtype)
         self.tops, self.sums = shared([self.strips]), shared([self.strips])
         self.mixture = registers([1], heads.dtype)
         self.top, self.sum = registers([1]), registers([1])
-        self.keys = registers([self.steps], vector_type(LANES))
-        self.values = registers([self.groups // self.strips * LANES], heads.dtype)
+        self.keys = registers([self.steps], self.stored.keys_type)
+        self.values = registers([self.groups // self.strips * LANES], self.stored.values_type)
+        if self.stored.scaled:
+            self.key_scale = registers([1], vector_type(LANES))
+            self.value_scales = registers([self.groups // self.strips * LANES])
 
     def attend(self, t: Expr, h: Expr, wanted: Expr = True) -> None:
         """Emit the attention of head h of token t, where it is wanted."""
@@ -127,7 +144,7 @@ class Token:
             T.buffer_store(self.query, high * factor, [v + heads.half])
 
         when(self.thread < heads.half, pair)
-        spare = _padded(heads) // heads.lanes - heads.vectors
+        spare = self.padded // heads.lanes - heads.vectors
         if spare:
             place = self.thread + heads.vectors
             zeros = zero(heads.lanes)
@@ -137,9 +154,11 @@ class Token:
         """Return whether the cache's position counts."""
         return position <= self.last
 
-    def _value(self, position: Expr, column: Expr) -> Expr:
-        """Return a vector of a value, of any value where the position does not count."""
-        return self.cache.values[self.base + T.min(position, self.last), column]
+    def _value(self, position: Expr, column: Expr) -> tuple[Expr, Expr]:
+        """Return a vector of a value, of any value where the position does not count; its scale."""
+        row = self.base + T.min(position, self.last)
+        scale = self.cache.value_scales[row] if self.stored.scaled else None
+        return self.cache.values[row, column], scale
 
     def _first(self, turn: Expr) -> Expr:
         """Return the first vector of positions of a turn."""
@@ -166,10 +185,12 @@ class Token:
     def _read_keys(self, first: Expr) -> None:
         """Emit the reading of the keys of four positions of a chunk, a slice of the head."""
         place = bind(T.min(first + self.thread % self.groups, self.last // LANES))
-        padded = self.steps * self.slices > self.heads.head_dim
-        for k, d in enumerate(self._elements()):
-            element = T.min(d, self.heads.head_dim - 1) if padded else d
-            T.buffer_store(self.keys, self.cache.keys[self.s, self.kv, element, place], [k])
+        padded = self.steps * self.slices > self.words
+        for k, w in enumerate(self._words()):
+            word = T.min(w, self.words - 1) if padded else w
+            T.buffer_store(self.keys, self.cache.keys[self.s, self.kv, word, place], [k])
+        if self.stored.scaled:
+            T.buffer_store(self.key_scale, self.cache.key_scales[self.s, self.kv, place], [0])
 
     def _read_values(self, first: Expr) -> None:
         """Emit the reading of a vector of the values of the strip's positions of a chunk."""
@@ -178,20 +199,23 @@ class Token:
             column = bind(T.min(column, self.heads.vectors - 1))
         for i, v in enumerate(self._vectors(first)):
             for lane in range(LANES):
-                value = self._value(v * LANES + lane, column)
+                value, scale = self._value(v * LANES + lane, column)
                 T.buffer_store(self.values, value, [i * LANES + lane])
+                if scale is not None:
+                    T.buffer_store(self.value_scales, scale, [i * LANES + lane])
 
-    def _elements(self) -> list[Expr]:
-        """Return the elements of the thread's slice of a head."""
+    def _words(self) -> list[Expr]:
+        """Return the words of the thread's slice of a head."""
         part = bind(self.thread // self.groups)
         return [bind(part + k * self.slices) for k in range(self.steps)]
 
     def _product(self) -> Expr:
         """Return the products of a slice of the query and the keys of four positions."""
-        total = zero(LANES)
-        for k, d in enumerate(self._elements()):
-            total = total + splat(bind(self.scalars[d]), LANES) * self.keys[k]
-        return total
+        total, per = zero(LANES), self.stored.per_word
+        for k, w in enumerate(self._words()):
+            for c, keys in enumerate(self.stored.positions(self.keys[k])):
+                total = total + splat(bind(self.scalars[w * per + c]), LANES) * keys
+        return total * self.key_scale[0] if self.stored.scaled else total
 
     def _scores(self, i: int, v: Expr) -> list[Expr]:
         """Return the scores of four positions, the i-th of this strip's vectors of a chunk."""
@@ -216,7 +240,10 @@ class Token:
         total, mixture = self.sum[0] * factor, self.mixture[0] * splat(factor, lanes)
         for i, score in enumerate(score for group in scores for score in group):
             weight = held(T.exp2(score - top))
-            total, mixture = total + weight, mixture + splat(weight, lanes) * self.values[i]
+            total = total + weight
+            if self.stored.scaled:
+                weight = held(weight * self.value_scales[i])
+            mixture = mixture + splat(weight, lanes) * self.stored.row(self.values[i])
         T.buffer_store(self.sum, total, [0])
         T.buffer_store(self.mixture, mixture, [0])
         T.buffer_store(self.top, top, [0])
@@ -265,8 +292,8 @@ def _shares(heads: Heads) -> tuple[int, int, int, int]:
     return slices, heads.threads // slices, across, heads.threads // across
 
 
-def _padded(heads: Heads) -> int:
+def _padded(heads: Heads, per_word: int) -> int:
     """Return the elements of a query that whole slices have."""
     slices = _shares(heads)[0]
-    step = max(slices, heads.lanes)
+    step = max(slices * per_word, heads.lanes)
     return ceil_div(heads.head_dim, step) * step

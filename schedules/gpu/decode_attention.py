@@ -1,8 +1,10 @@
 """Attention of one new token over the cache, to which its key and value are added.
 
-A work-group takes a query head, its own key and value straight from the token: what others of them
-write to the cache may arrive at any time, so that place is never read. Where the cache is long, the
-work-groups of a head share its positions, and a second launch puts their parts together.
+A work-group takes a query head, its own key and value straight from the token, rounded as the cache
+has them: what others of them write to the cache may arrive at any time, so that place is never
+read. Where the cache is long, the work-groups of a head share its positions, and a second launch
+puts their parts together. They do so from a position on, not from a capacity on: a cache that has
+grown gives the bits of one that was as large from the start.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
-from ..tir import Buffer, Expr, bind, branch, when
+from ..kv_cache import LEVELS, SMALLEST
+from ..tir import Buffer, Expr, bind, branch, lanes_of, when
 from .attention_heads import MASKED, Heads, rotate
-from .attention_vectors import extract, splat, total, zero
+from .attention_vectors import splat, total, zero
 from .cached_token import Cache, Token, met
+from .cached_words import put_key, stored_row
 from .elements import threads
-from .kernel import Gpu, build, elements, launch, scratch, shared
+from .kernel import Gpu, barrier, build, elements, launch, registers, scratch, shared
+from .token_words import largest
 from .vectors import LANES, held
 
 LONG = 2560
-"""Positions of a cache from which on a head is shared."""
+"""Position from which on a head is shared."""
 SHARES = 8
 """Work-groups that share a head."""
 
@@ -36,24 +41,26 @@ def decode_attention(
     heads = replace(Heads.of(parameters, target), threads=gpu.threads)
 
     def body(*arguments: Buffer) -> None:
-        cache, keys = Cache(heads, arguments), arguments[4]
+        cache, written = Cache(heads, arguments), arguments[4:-1]
 
         def short() -> None:
             with launch([heads.heads], [heads.threads]) as (h, thread):
-                _NewToken(heads, cache, keys, thread, T.int32(0), 1).attend_whole(h)
+                _NewToken(heads, cache, written, thread, T.int32(0), 1).attend_whole(h)
 
-        branch(cache.capacity < LONG, short, lambda: _shared(gpu, heads, cache, keys))
+        # A shorter cache has no later position.
+        branch(cache.capacity <= LONG, short, lambda: _shared(gpu, heads, cache, written))
 
     return build(function, body)
 
 
-def _shared(gpu: Gpu, heads: Heads, cache: Cache, keys: Buffer) -> None:
+def _shared(gpu: Gpu, heads: Heads, cache: Cache, written: tuple[Buffer, ...]) -> None:
     """Emit a launch in which work-groups share a head, and one that adds their parts."""
     width = heads.heads * heads.vectors
     parts = scratch([SHARES, width], heads.dtype)
     tops, sums = scratch([SHARES, heads.heads]), scratch([SHARES, heads.heads])
     with launch([heads.heads, SHARES], [heads.threads]) as (h, share, thread):
-        _NewToken(heads, cache, keys, thread, share, SHARES).attend_share(h, parts, tops, sums)
+        token = _NewToken(heads, cache, written, thread, share, SHARES)
+        token.attend_share(h, parts, tops, sums)
 
     def add(column: Expr) -> None:
         h = bind(column // heads.vectors)
@@ -72,14 +79,19 @@ class _NewToken(Token):
         self,
         heads: Heads,
         cache: Cache,
-        keys: Buffer,
+        written: tuple[Buffer, ...],
         thread: Expr,
         share: Expr,
         shares: int,
     ) -> None:
         super().__init__(heads, cache, thread)
-        self.written, self.share, self.shares = keys, share, shares
+        self.written, self.share, self.most_shares = written, share, shares
+        self.shares: Expr = shares
+        self.place = share
         self.key = shared([heads.vectors], heads.dtype)
+        if self.stored.scaled:
+            self.value, self.own = (shared([heads.vectors], heads.dtype) for _ in range(2))
+            self.own_value = registers([1], heads.dtype)
 
     def attend_whole(self, h: Expr) -> None:
         """Emit the attention of head h."""
@@ -108,27 +120,46 @@ class _NewToken(Token):
 
     def _attend_new(self, h: Expr, put: Any) -> None:
         """Emit ``put(largest score, sum, mixture)`` of each thread's vector of the head."""
+        last = bind(self.cache.position[0])
+        chunks = bind((T.max(last, 1) - 1) // (self.groups * LANES) + 1)
+        if self.most_shares > 1:
+            # Before that the first share has all chunks, and the others begin behind them.
+            alone = bind(last < LONG)
+            self.shares = held(T.if_then_else(alone, 1, self.most_shares))
+            self.place = held(T.if_then_else(alone, self.share * chunks, self.share))
         self._begin(0, h)
         self._append(h)
-        chunks = (T.max(self.last, 1) - 1) // (self.groups * LANES) + 1
         # A share without positions takes a turn all the same, in which it sees none.
-        turns = bind(T.max(chunks - self.share + self.shares - 1, self.shares) // self.shares)
+        turns = bind(T.max(chunks - self.place + self.shares - 1, self.shares) // self.shares)
         self._stream(turns)
         self._leave()
+        if self.stored.scaled:
+            when(self.thread < self.heads.vectors, lambda: self._round(h))
+            barrier()
         when(self.thread < self.heads.vectors, lambda: put(*self._with_own(self._met())))
 
     def _first(self, turn: Expr) -> Expr:
-        return (turn * self.shares + self.share) * self.groups
+        return (turn * self.shares + self.place) * self.groups
 
     def _sees(self, position: Expr) -> Expr:
         return position < self.last
 
-    def _value(self, position: Expr, column: Expr) -> Expr:
-        stored = self.cache.values[self.base + position, column]
-        return T.if_then_else(self._sees(position), stored, zero(self.heads.lanes))
+    def _value(self, position: Expr, column: Expr) -> tuple[Expr, Expr]:
+        row, seen = self.base + position, self._sees(position)
+        stored = self.cache.values[row, column]
+        if self.stored.scaled:
+            # Any code is a number, only its scale may be none.
+            place = self.base + T.min(position, self.last)
+            scale = T.if_then_else(seen, self.cache.value_scales[row], T.float32(0.0))
+            return self.cache.values[place, column], scale
+        nothing = splat(tirx.const(0, str(self.cache.values.dtype).split("x")[0]), lanes_of(stored))
+        return T.if_then_else(seen, stored, nothing), None
 
     def _append(self, h: Expr) -> None:
-        """Emit the rotated key, and by one work-group its place in the cache, with the value's."""
+        """Emit the rotated key, and by one work-group its place in the cache, with the value's.
+
+        What has a scale is stored by :meth:`_round`, once all of it is there.
+        """
         heads, cache, v = self.heads, self.cache, self.thread
 
         def pair() -> None:
@@ -141,30 +172,81 @@ class _NewToken(Token):
             )
             rotated = rotate(heads, cache.rope, self.last, v, *key)
             for half in range(2):
-                T.buffer_store(self.key, rotated[half], [v + half * heads.half])
+                own = rotated[half] if self.stored.scaled else self._own(rotated[half], None)
+                T.buffer_store(self.key, own, [v + half * heads.half])
+                if self.stored.scaled:
+                    T.buffer_store(self.value, value[half], [v + half * heads.half])
 
             def keep() -> None:
                 for half in range(2):
-                    at = v + half * heads.half
-                    row = cache.first_value(self.s, self.kv) + self.last
-                    T.buffer_store(cache.values, value[half], [row, at])
-                    for lane in range(heads.lanes):
-                        element = extract(rotated[half], lane, heads.lanes)
-                        place = [self.s, self.kv, at * heads.lanes + lane, self.last]
-                        T.buffer_store(self.written, element, place)
+                    self._keep(v + half * heads.half, rotated[half], value[half], (None, None))
 
-            when(tirx.all(h % heads.group == 0, self.share == 0), keep)
+            if not self.stored.scaled:
+                when(self._keeps(h), keep)
 
         when(v < heads.half, pair)
+
+    def _keeps(self, h: Expr) -> Expr:
+        """Return whether this is the work-group that writes to the cache."""
+        return tirx.all(h % self.heads.group == 0, self.share == 0)
+
+    def _keep(self, v: Expr, key: Expr, value: Expr, factors: tuple[Expr, Expr]) -> None:
+        """Emit the write of vector v of the key and of the value."""
+        place = (self.s, self.kv, self.last)
+        put_key(self.written[0], self.heads, self.stored, place, v, key, factors[0])
+        row = self.cache.first_value(self.s, self.kv) + self.last
+        stored = stored_row(self.stored, value, factors[1])
+        T.buffer_store(self.cache.values, stored, [row, v])
+
+    def _own(self, vector: Expr, factor: Expr | None) -> Expr:
+        """Return a vector as the cache will have it, without its scale."""
+        return bind(self.stored.rounded(vector, factor))
+
+    def _round(self, h: Expr) -> None:
+        """Emit the rounded vectors of key and value, and their write to the cache."""
+        v, fields = self.thread, (self.key, self.value)
+        tops = [self._top(field) for field in fields]
+        factors = tuple(held(T.float32(LEVELS) / top) for top in tops)
+        scales = [held(top / T.float32(LEVELS)) for top in tops]
+        key, value = (bind(field[v]) for field in fields)
+
+        def keep() -> None:
+            self._keep(v, key, value, factors)
+
+            def once() -> None:
+                row = self.cache.first_value(self.s, self.kv) + self.last
+                T.buffer_store(self.written[2], scales[0], [self.s, self.kv, self.last])
+                T.buffer_store(self.cache.value_scales, scales[1], [row])
+
+            when(v == 0, once)
+
+        when(self._keeps(h), keep)
+        own = [
+            self._own(vector, factor) * splat(scale, LANES)
+            for vector, factor, scale in zip((key, value), factors, scales, strict=True)
+        ]
+        T.buffer_store(self.own, own[0], [v])
+        # Nobody reads another's vector of the rounded value.
+        T.buffer_store(self.own_value, own[1], [0])
+
+    def _top(self, field: Buffer) -> Expr:
+        """Return the largest magnitude of a head."""
+        top: Expr = T.float32(LEVELS * SMALLEST)
+        for v in range(self.heads.vectors):
+            top = T.max(top, largest(bind(field[v])))
+        return held(top)
 
     def _with_own(self, others: tuple[Expr, Expr, Expr]) -> tuple[Expr, Expr, Expr]:
         """Return a softmax with the token's own key and value added, in the first share."""
         heads = self.heads
-        product = zero(heads.lanes)
+        product, key = zero(heads.lanes), self.own if self.stored.scaled else self.key
         for v in range(heads.vectors):
-            product = product + self.query[v] * self.key[v]
-        first = (heads.heads + heads.kv_heads + self.kv) * heads.vectors
-        value = bind(self.cache.qkv[0, first + self.thread])
+            product = product + self.query[v] * key[v]
+        if self.stored.scaled:
+            value = self.own_value[0]
+        else:
+            first = (heads.heads + heads.kv_heads + self.kv) * heads.vectors
+            value = self._own(bind(self.cache.qkv[0, first + self.thread]), None)
         score = total(bind(product), heads.lanes)
         mine = held(T.if_then_else(self.share == 0, score, T.float32(MASKED)))
         weight = held(T.if_then_else(self.share == 0, T.float32(1.0), T.float32(0.0)))

@@ -71,6 +71,36 @@ def test_a_prompt(bundle: Path, adapter: Path) -> None:
     assert nothing["text"] == bare["text"]
 
 
+def test_prompts_that_begin_alike(bundle: Path) -> None:
+    first, second = (rf"Q: Is tea {word}?\nA:" for word in ("good", "hot"))
+    length = ("--max-new-tokens", 4)
+    both = fabric_json("run", bundle, "--prompt", first, "--prompt", second, *length)
+    answers = both["answers"]
+    assert answers[0]["reused_tokens"] == 0 < answers[1]["reused_tokens"]
+    alone = fabric_json("run", bundle, "--prompt", second, *length)
+    assert answers[1]["text"] == alone["text"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "cause"),
+    [
+        (("Q:", "--capacity", 5000), "capacity of 5000 tokens was asked for; this model attends"),
+        (("word " * 3000,), "this model attends over 1024"),
+        (("Q:", "--max-new-tokens", 4000), "4000 new ones are asked for"),
+    ],
+)
+def test_more_than_the_model_attends_over(bundle: Path, asked: tuple, cause: str) -> None:
+    done = fabric("run", bundle, "--prompt", *asked)
+    assert done.returncode == 2
+    assert cause in " ".join(done.stderr.split())
+
+
+def test_a_text_slides_past_its_capacity(bundle: Path) -> None:
+    arguments = ("--prompt", "Q: Does", "--capacity", 32, "--max-new-tokens", 60, "--slide")
+    found = fabric_json("run", bundle, *arguments, "--temperature", 1, "--seed", 3)
+    assert found["finished_by"] in ("end", "length")
+
+
 def test_the_words_of_a_prompt_are_all_that_standard_output_holds(bundle: Path) -> None:
     arguments = ("run", bundle, "--prompt", "Q: Does", "--max-new-tokens", 4)
     assert fabric(*arguments).stdout == fabric_json(*arguments)["text"] + "\n"

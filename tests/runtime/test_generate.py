@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from bitfabric.runtime.generate import (
 from bitfabric.runtime.sampling import SamplingOptions
 from bitfabric.runtime.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from bitfabric.runtime.trainer import train
+from bitfabric.runtime.writer import Writer, check_room
 
 from .toy import VOCAB, ToyBundle, ToyInferenceEngine, ToyTrainingEngine
 
@@ -130,6 +133,74 @@ def test_a_full_cache_ends_the_text(tokenizer: Tokenizer) -> None:
     assert "".join(generation) == "xxxx"
     assert generation.result.finished_by == "capacity"
     assert engine.position == 8
+
+
+def test_a_full_cache_keeps_the_prompt_and_the_newer_half(
+    bundle: ToyBundle, tokenizer: Tokenizer
+) -> None:
+    prompt, options = tokenizer.encode_prompt("the "), GenerationOptions(60)
+    engine = ToyInferenceEngine(bundle, capacity=24)
+    generation = Generation(engine, tokenizer, prompt, options, end=(), prefix=len(prompt))
+    list(generation)
+    assert (generation.result.tokens, generation.result.finished_by) == (60, "length")
+    assert engine.cache == generation.cached[: engine.position]
+    assert engine.cache[: len(prompt)] == prompt
+    # What is written is what a text writes that was never longer.
+    text, cached = generation.tokens, [*prompt]
+    fresh = ToyInferenceEngine(bundle, capacity=1000)
+    for token in text:
+        fresh.reset()
+        assert int(np.argmax(fresh.prefill(cached))) == token
+        cached.append(token)
+        if len(cached) > 24:
+            cached[len(prompt) :] = cached[-((24 - len(prompt)) // 2) :]
+
+
+def test_prompts_share_what_they_begin_with(bundle: ToyBundle, tokenizer: Tokenizer) -> None:
+    def text(writer: Writer, prompt: str) -> tuple[list[int], int]:
+        generation = writer.begin(tokenizer.encode_prompt(prompt))
+        list(generation)
+        return generation.tokens, generation.result.reused_tokens
+
+    prompts = ["the red green ", "the red blue ", "the red blue "]
+    options = GenerationOptions(9)
+    writer = Writer(ToyInferenceEngine(bundle), tokenizer, options)
+    shared = [text(writer, prompt) for prompt in prompts]
+    alone = [text(Writer(ToyInferenceEngine(bundle), tokenizer, options), p) for p in prompts]
+    assert [tokens for tokens, _ in shared] == [tokens for tokens, _ in alone]
+    first, second = (tokenizer.encode_prompt(prompt) for prompt in prompts[:2])
+    wanted = [0, common_prefix(first, second), len(second) - 1]
+    assert [reused for _, reused in shared] == wanted
+    assert wanted[1] >= len("the red ") - 1
+
+
+def test_a_chat_forgets_its_oldest_messages(chat_bundle: ToyBundle) -> None:
+    tokenizer = load_tokenizer(chat_bundle)
+    engine = ToyInferenceEngine(chat_bundle, capacity=160)
+    chat = Conversation(engine, tokenizer, GenerationOptions(4), system="answer", slide=True)
+    for turn in range(8):
+        generation = chat.ask(f"is it {turn}?")
+        list(generation)
+        chat.keep(generation)
+        assert engine.position <= 160
+    assert len(chat.messages) == 17
+    held = tokenizer.codec.decode(engine.cache)
+    assert "answer" in held
+    assert "is it 7?" in held
+    assert "is it 0?" not in held
+
+
+def test_more_than_the_model_attends_over_is_refused(bundle: ToyBundle) -> None:
+    def refused(*asked: Any) -> str:
+        with pytest.raises(GenerationError) as found:
+            check_room(SimpleNamespace(config={"max_context": 1000}), *asked)  # type: ignore[arg-type]
+        return f"{found.value.cause} {found.value.remedy}"
+
+    assert "has 1000 tokens, and this model attends over 1000" in refused(None, 1000, None, False)
+    assert "up to 1000 with --capacity" in refused(64, 64, None, True)
+    assert "--max-new-tokens 990, or let" in refused(None, 10, 991, False)
+    check_room(SimpleNamespace(config={"max_context": 1000}), None, 10, 991, True)  # type: ignore[arg-type]
+    check_room(SimpleNamespace(config={"max_context": 1000}), None, 999, None, False)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_generated_is_refused(tokenizer: Tokenizer) -> None:

@@ -36,7 +36,7 @@ def _function(shape: AttentionShape) -> tirx.PrimFunc:
     ]
 
     def emit(bb: relax.BlockBuilder, *v: relax.Var) -> relax.Var:
-        return bb.emit(relax.Tuple(list(decode_attention(bb, *v, shape))))
+        return bb.emit(relax.Tuple(list(decode_attention(bb, *v[:4], v[4:], shape))))
 
     return prim_func("decode_attention", emit, types)
 

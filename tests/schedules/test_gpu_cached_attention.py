@@ -49,7 +49,7 @@ def _function(kernel: str, shape: AttentionShape, one: bool) -> tirx.PrimFunc:
     ]
 
     def emit(bb: relax.BlockBuilder, *v: relax.Var) -> relax.Var:
-        return bb.emit(relax.Tuple(list(cached_attention(bb, *v, shape))))
+        return bb.emit(relax.Tuple(list(cached_attention(bb, *v[:4], v[4:], shape))))
 
     return prim_func(kernel, emit, types)
 
