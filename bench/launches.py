@@ -1,43 +1,85 @@
-"""What a launch costs: to ask for, to run, to replay from a recording, and to wait for.
+"""What a launch costs: to ask for, to record, to replay, to run on the device, and to wait for.
 
-Run as ``python bench/launches.py vulkan|opencl [--index 0]``. The kernel adds one to 64 numbers, so
-all that is measured is the way there and back, through compiled host code as a model's kernels go.
+Run as ``python bench/launches.py vulkan launches.so [--index 0]`` with what `launch_module.py`
+wrote; TVM's compiler is not needed. The kernel adds one to 64 numbers, so all that is measured is
+the way there and back, through compiled host code as a model's kernels go.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import tvm
-from bitfabric.compiler.spirv import codegen  # noqa: F401
-from bitfabric.runtime.backends import devices, load_backend
+from bitfabric.runtime.backends import devices
 from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.targets import APIS
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
 
-LANES, ROUNDS = 64, 200
-FEW, MANY = 12, 256
-"""Launches that no backend hands over by itself, and those of a recording."""
+KERNEL, LANES, ROUNDS = "add_one", 64, 200
+FEW, MANY, BUFFERS = 12, 256, 16
+"""Launches that no backend hands over by itself, those of a recording, and the tensors on which
+launches do not depend on each other."""
 
 
-def add_one(target: tvm.target.Target) -> Callable[..., None]:
-    """Return the compiled kernel: x += 1."""
-    x = tvm.te.placeholder((LANES,), "float32", name="x")
-    like = tvm.te.create_prim_func([x, tvm.te.compute((LANES,), lambda i: x[i])])
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_attr({"global_symbol": "add_one", "tirx.is_scheduled": True})
-        values = T.arg("x", like.params[0])
-        with T.launch_thread("blockIdx.x", 1), T.launch_thread("threadIdx.x", LANES) as lane:
-            T.buffer_store(values, values[lane] + T.float32(1), [lane])
-    module = tvm.IRModule({"add_one": builder.get().with_attr("global_symbol", "add_one")})
-    return tvm.compile(module, target=target)["add_one"]
+class Launches:
+    """The kernel on tensors of a device.
+
+    Parameters
+    ----------
+    kind : str
+        Of the device; its backend is loaded.
+    index : int
+        The device.
+    path : pathlib.Path
+        What `launch_module.py` wrote for it.
+    """
+
+    def __init__(self, kind: str, index: int, path: Path) -> None:
+        self.kernel = tvm_ffi.load_module(str(path))[KERNEL]
+        self.device = tvm_ffi.Device(kind, index)
+        self.recorder = tvm_ffi.get_global_func(f"bitfabric.{kind}.recorder")(index)
+        self._wait = tvm_ffi.get_global_func("runtime.Device_StreamSync")
+        self.tensors = [self._zeros() for _ in range(BUFFERS)]
+        self.asked = [0] * BUFFERS
+
+    def _zeros(self) -> Any:
+        allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        tensor = allocate(tvm_ffi.Shape((LANES,)), tvm_ffi.dtype("float32"), self.device, None)
+        zeros = np.zeros(LANES, "float32")
+        pointer = ctypes.c_void_p(zeros.ctypes.data)
+        tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")(tensor, pointer, zeros.nbytes)
+        return tensor
+
+    def launch(self, count: int, buffers: int = 1) -> None:
+        """Launch so many times, on the first tensors in turn."""
+        for i in range(count):
+            self.kernel(self.tensors[i % buffers])
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        self._wait(self.device, 0)
+
+    def recorded(self, buffers: int) -> Callable[[bool], str]:
+        """Return what replays MANY launches, on the first tensors in turn."""
+        return self.recorder(lambda: self.launch(MANY, buffers), lambda _: None)
+
+    def sums(self) -> list[float]:
+        """Return how often the kernel ran on each tensor."""
+        copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+        found = []
+        for tensor in self.tensors:
+            result = np.zeros(LANES, "float32")
+            copy(tensor, ctypes.c_void_p(result.ctypes.data), result.nbytes)
+            assert (result == result[0]).all(), "a launch was lost"
+            found.append(float(result[0]))
+        return found
 
 
 def microseconds(work: Callable[[], Any], count: int, before: Callable[[], Any]) -> float:
@@ -51,53 +93,56 @@ def microseconds(work: Callable[[], Any], count: int, before: Callable[[], Any])
     return median(times)
 
 
+def measured(here: Launches) -> dict[str, float]:
+    """Return microseconds a launch, and check that none was lost."""
+
+    def waited(work: Callable[[], Any]) -> Callable[[], None]:
+        def both() -> None:
+            work()
+            here.wait()
+
+        return both
+
+    waited(lambda: here.launch(MANY))()
+    times = {
+        "asked for": microseconds(lambda: here.launch(FEW), FEW, here.wait),
+        "run, in a row": microseconds(waited(lambda: here.launch(MANY)), MANY, here.wait),
+        "alone, and waited for": microseconds(waited(lambda: here.launch(1)), 1, here.wait),
+    }
+    begin = time.perf_counter()
+    chain, apart = here.recorded(1), here.recorded(BUFFERS)
+    times["recorded, once"] = (time.perf_counter() - begin) / (2 * MANY) * 1e6
+    for name, replay in (("each after the last", chain), ("side by side", apart)):
+        here.wait()
+        handed = microseconds(lambda r=replay: r(False), MANY, here.wait)
+        times[f"replay handed over, {name}"] = handed
+        run = microseconds(waited(lambda r=replay: r(False)), MANY, here.wait)
+        times[f"replayed, {name}"] = run
+    times["executed, by the device's clock"] = median(t for _, t in json.loads(chain(True))) / 1e3
+    replays = 2 * ROUNDS
+    first = MANY + ROUNDS * (FEW + MANY + 1) + MANY * (replays + 2)
+    each = MANY // BUFFERS * (replays + 1)
+    assert here.sums() == [first + each] + [each] * (BUFFERS - 1), "a launch was lost"
+    return times
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=sorted(APIS))
+    parser.add_argument("path", type=Path)
     parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    load_backend(arguments.kind)
     description = devices(arguments.kind)[arguments.index]
-    host = {"kind": "llvm", "mtriple": tvm.target.codegen.llvm_get_system_triple()}
-    options = APIS[arguments.kind].from_device(description).options
-    kernel = add_one(tvm.target.Target(options, host=host))
-    device = tvm_ffi.Device(arguments.kind, arguments.index)
-    allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-    x = allocate(tvm_ffi.Shape((LANES,)), tvm_ffi.dtype("float32"), device, None)
-    zeros, result = np.zeros(LANES, "float32"), np.zeros(LANES, "float32")
-    pointer = ctypes.c_void_p(zeros.ctypes.data)
-    tvm_ffi.get_global_func("runtime.TVMTensorCopyFromBytes")(x, pointer, zeros.nbytes)
-    wait = tvm_ffi.get_global_func("runtime.Device_StreamSync")
-
-    def launch(count: int) -> None:
-        for _ in range(count):
-            kernel(x)
-
-    def sync() -> None:
-        wait(device, 0)
-
-    def launch_and_wait(count: int) -> None:
-        launch(count)
-        sync()
-
-    launch_and_wait(MANY)
-    record = tvm_ffi.get_global_func(f"bitfabric.{arguments.kind}.recorder")(arguments.index)
-    replay = record(lambda: launch(MANY), lambda _: None)
-
-    def replay_and_wait() -> None:
-        replay(False)
-        sync()
-
+    times = measured(Launches(arguments.kind, arguments.index, arguments.path))
+    assert "tvm" not in sys.modules, "TVM's compiler was loaded"
+    if arguments.json:
+        print(json.dumps({"device": description["name"], "kind": arguments.kind, "us": times}))
+        return
     print(f"{description['name']}, {arguments.kind}; microseconds a launch")
-    print(f"{'asked for':28}{microseconds(lambda: launch(FEW), FEW, sync):8.2f}")
-    print(f"{'run, in a row':28}{microseconds(lambda: launch_and_wait(MANY), MANY, sync):8.2f}")
-    print(f"{'replayed from a recording':28}{microseconds(replay_and_wait, MANY, sync):8.2f}")
-    print(f"{'alone, and waited for':28}{microseconds(lambda: launch_and_wait(1), 1, sync):8.2f}")
-    pointer = ctypes.c_void_p(result.ctypes.data)
-    tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")(x, pointer, result.nbytes)
-    asked = 2 * MANY + ROUNDS * (2 * MANY + FEW + 1)
-    assert (result == asked).all(), "a launch was lost"
+    for name, value in times.items():
+        print(f"{name:44}{value:8.2f}")
 
 
 if __name__ == "__main__":

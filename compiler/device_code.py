@@ -54,7 +54,10 @@ def flattened(module: tvm.IRModule) -> tvm.IRModule:
 
 
 def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, tvm.transform.Pass]:
-    """Return the lowering passes, and TVM's own finalisers for host and device functions."""
+    """Return the lowering passes, and TVM's own finalisers for host and device functions.
+
+    LLVM's code generator knows no pointers to bfloat16: host code hands them on as 16-bit integers.
+    """
     functions = [
         tirx.VerifyMemory(),
         tirx.AnnotateEntryFunc(),
@@ -62,7 +65,11 @@ def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, tvm.transform.P
         tirx.MakePackedAPI(),
     ]
     passes = tvm.transform.Sequential([*_blocks(), *loops(), *functions])
-    return passes, finalize_host_passes, finalize_device_passes
+    return passes, _finalize_host, finalize_device_passes
+
+
+def _finalize_host() -> tvm.transform.Pass:
+    return tvm.transform.Sequential([tirx.BF16StorageLegalize(), finalize_host_passes()])
 
 
 def _finished(source: str, _target: tvm.target.Target) -> str:

@@ -136,6 +136,17 @@ def devices(kind: str) -> list[dict[str, Any]]:
     return found
 
 
+def expect_any_module(kind: str) -> None:
+    """Let devices of a kind be made with all features that they have.
+
+    Else they are made with what the modules need that are loaded before the first tensor: this is
+    for whoever keeps tensors on a device while modules come and go. The backend is loaded.
+    """
+    expect = tvm_ffi.get_global_func(f"bitfabric.{kind}.expect_any", allow_missing=True)
+    if expect is not None:
+        expect()
+
+
 def _check(kind: str) -> None:
     if kind not in (*OF_TVM, *build.KINDS):
         raise FabricError(

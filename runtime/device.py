@@ -6,6 +6,7 @@ module needs, in half of the memory.
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -113,6 +114,8 @@ class Machine:
             self.memory: MemorySpace = HostMemory()
             self._executable["vm_initialization"](CPU, 0, POOLED)
             return
+        # A device is made anew for what a module needs only once nothing lives on it.
+        gc.collect()
         index = chosen_device(bundle)
         self.memory = DeviceMemory(kind, index, bundle.manifest["target"]["limits"]["max_buffer"])
         # Our own backends keep freed memory. The host's device comes last: it has the shapes.

@@ -73,6 +73,8 @@ def _vulkan(
         "supports_8bit_buffer": eight_bits,
         "supports_16bit_buffer": "fp16" in features,
         "supports_float16": "fp16" in features,
+        # Where buffers of 16 bits are reached by address, pointers to integers of 16 bits are made.
+        "supports_int16": {"fp16", "buffer_address"} <= features,
         # Vulkan 1.3 has it everywhere; "int8_dot" says that it is one instruction.
         "supports_integer_dot_product": version >= V1_3,
         "supports_cooperative_matrix": bool(matrices),
@@ -225,13 +227,17 @@ def from_device(description: Description) -> Target:
     """
     there = set(description["features"])
     sizes = description.get("subgroup_sizes") or [0]
+    # Of what lies in buffers, an address is for those that it computes in (see `Abilities`).
+    narrow = ("shaderInt16" in there or "storageBuffer16BitAccess" not in there) and (
+        "shaderInt8" in there or "storageBuffer8BitAccess" not in there
+    )
     slow_shared = is_mali(description) or is_processor(description)
     features = {
         "fp16": there >= {"shaderFloat16", "storageBuffer16BitAccess"},
         "shared_memory": not slow_shared,
         "int8_dot": bool(description.get("integer_dot")),
         "subgroup": "subgroupArithmetic" in there,
-        "buffer_address": "bufferDeviceAddress" in there,
+        "buffer_address": "bufferDeviceAddress" in there and narrow,
         "small_halves": SMALL_HALVES in there and vulkan_version(description) >= V1_2,
     }
     limits = Limits(

@@ -18,6 +18,7 @@ from .vulkan import (
 
 ASKED = {
     "supports_int8": ("8-bit integers", {"shaderInt8"}),
+    "supports_int16": ("16-bit integers", {"shaderInt16"}),
     "supports_8bit_buffer": ("8-bit buffers", {"storageBuffer8BitAccess"}),
     "supports_16bit_buffer": ("16-bit buffers", {"storageBuffer16BitAccess"}),
     "supports_float16": ("16-bit floats", {"shaderFloat16"}),
@@ -65,7 +66,7 @@ def _lacks(target: Target, description: Description) -> list[str]:
             f"{options['max_push_constants_size']}"
         )
     for attribute, (words, features) in ASKED.items():
-        if options[attribute] and not features <= there:
+        if options.get(attribute) and not features <= there:
             found.append(f"has no {words}, which the code uses")
     for feature, words, has in (
         ("subgroup", "sums over subgroups", "subgroupArithmetic" in there),

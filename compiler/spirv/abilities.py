@@ -16,7 +16,9 @@ class Abilities:
     Attributes
     ----------
     addresses : bool
-        Whether buffers come by their 64-bit addresses; else by descriptors.
+        Whether buffers come by their 64-bit addresses; else by descriptors. Where elements of 8 or
+        16 bits may lie in buffers, this is for devices that compute in such numbers, too: SPIR-V
+        lets no others make pointers to them.
     push_constants : int
         Bytes that may come with a launch itself.
     float16, float64, int8, int16, int64 : bool
@@ -52,8 +54,11 @@ class Abilities:
         def has(name: str) -> bool:
             return bool(attributes.get(f"supports_{name}", False))
 
+        by_address = (has("int8") or not has("8bit_buffer")) and (
+            (has("int16") and has("float16")) or not has("16bit_buffer")
+        )
         return Abilities(
-            addresses=ADDRESS_KEY in target.keys,
+            addresses=ADDRESS_KEY in target.keys and by_address,
             push_constants=int(attributes.get("max_push_constants_size", PUSH_CONSTANTS)),
             float16=has("float16"),
             float64=has("float64"),

@@ -58,8 +58,8 @@ class Calls:
             "tirx.tvm_storage_sync": self._barrier,
             "tirx.dp4a": lambda node: self.dot(*self._values(node.args)),
             "tirx.atomic_add": self._atomic_add,
-            "tirx.tvm_warp_activemask": lambda node: self.arithmetic.constant(
-                context.dtype(node), 0xFFFFFFFF
+            "tirx.tvm_warp_activemask": lambda node: context.conversions.cast(
+                self.subgroups.active(), context.dtype(node)
             ),
             **self.matrices.table,
         }
@@ -167,7 +167,9 @@ class Calls:
             raise self.context.refuse(f"an atomic addition of {addend.dtype}")
         place = self.matrices.pointer(pointer, Access.READ | Access.WRITE)
         word, types = self.arithmetic.word, self.context.types
+        # In Vulkan's memory model the whole device's scope would be a feature of its own.
+        scope = Scope.QueueFamily if self.context.coherent else Scope.Device
         result = self.context.builder.value(
-            Op.AtomicIAdd, types.word, place, word(Scope.Device), word(0), addend.id
+            Op.AtomicIAdd, types.word, place, word(scope), word(0), addend.id
         )
         return Value(addend.dtype, (result,))

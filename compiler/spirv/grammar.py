@@ -111,6 +111,7 @@ class Op(IntEnum):
     Branch = 249
     BranchConditional = 250
     Return = 253
+    GroupNonUniformBallot = 339
     GroupNonUniformShuffle = 345
     GroupNonUniformIAdd = 349
     GroupNonUniformFAdd = 350
@@ -177,6 +178,7 @@ class Capability(IntEnum):
     Int8 = 39
     GroupNonUniform = 61
     GroupNonUniformArithmetic = 63
+    GroupNonUniformBallot = 64
     GroupNonUniformShuffle = 65
     StorageBuffer16BitAccess = 4433
     StorageBuffer8BitAccess = 4448
@@ -260,6 +262,7 @@ class Scope(IntEnum):
     Device = 1
     Workgroup = 2
     Subgroup = 3
+    QueueFamily = 5
 
 
 class MemorySemantics(IntFlag):

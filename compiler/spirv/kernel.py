@@ -32,6 +32,7 @@ _FEATURES = {
     Capability.Int16: "shaderInt16",
     Capability.Int8: "shaderInt8",
     Capability.GroupNonUniformArithmetic: "subgroupArithmetic",
+    Capability.GroupNonUniformBallot: "subgroupBallot",
     Capability.GroupNonUniformShuffle: "subgroupShuffle",
     Capability.StorageBuffer16BitAccess: "storageBuffer16BitAccess",
     Capability.StorageBuffer8BitAccess: "storageBuffer8BitAccess",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .context import Context
 from .grammar import BuiltIn, Capability, GroupOperation, Op, Scope
 from .types import WORD
-from .values import FLOAT32, INT32, UINT32, Value
+from .values import BOOL, FLOAT32, INT32, UINT32, Value
 
 _REDUCTIONS = {
     "fabric_subgroup_add": {
@@ -17,6 +17,8 @@ _REDUCTIONS = {
         "int": Op.GroupNonUniformSMax,
     },
 }
+_BALLOT = "fabric_subgroup_ballot"
+_BALLOT_WORDS = 4
 _PLACES = {
     "fabric_subgroup_count": BuiltIn.NumSubgroups,
     "fabric_subgroup_id": BuiltIn.SubgroupId,
@@ -43,7 +45,7 @@ class Subgroups:
 
     def knows(self, name: str) -> bool:
         """Tell whether there is a function of this name."""
-        return name in _REDUCTIONS or name in _PLACES
+        return name in _REDUCTIONS or name in _PLACES or name == _BALLOT
 
     def call(self, name: str, arguments: list[Value]) -> Value:
         """Return the result of a function that there is.
@@ -56,6 +58,8 @@ class Subgroups:
         if name in _PLACES:
             return self._place(_PLACES[name])
         (value,) = arguments
+        if name == _BALLOT:
+            return self.ballot(value)
         dtype = value.dtype
         op = _REDUCTIONS[name].get(dtype.kind)
         if op is None or dtype.lanes > 1 or dtype.bits != WORD:
@@ -66,6 +70,27 @@ class Subgroups:
         # Where it stands decides who takes part, so it is not a value that is computed once.
         result = self.context.builder.value(op, kind, scope, GroupOperation.Reduce, value.id)
         return Value(dtype, (result,))
+
+    def ballot(self, condition: Value) -> Value:
+        """Return in which threads a condition holds: four words, the first thread's bit lowest.
+
+        Raises
+        ------
+        FabricError
+            If it is no scalar condition.
+        """
+        if condition.dtype != BOOL:
+            raise self.context.refuse(f"{_BALLOT} of {condition.dtype}")
+        self.context.builder.require(Capability.GroupNonUniform)
+        self.context.builder.require(Capability.GroupNonUniformBallot)
+        dtype = UINT32.of(_BALLOT_WORDS)
+        kind, scope = self.context.types.register(dtype, 4), self.arithmetic.word(Scope.Subgroup)
+        result = self.context.builder.value(Op.GroupNonUniformBallot, kind, scope, condition.id)
+        return Value(dtype, (result,))
+
+    def active(self) -> Value:
+        """Return in which of a subgroup's first 32 threads this is reached, as a word."""
+        return self.arithmetic.lane(self.ballot(self.arithmetic.constant(BOOL, True)), 0)
 
     def _place(self, name: BuiltIn) -> Value:
         self.context.builder.require(Capability.GroupNonUniform)
@@ -93,6 +118,13 @@ class Subgroups:
             wide = self.context.conversions.cast(value, FLOAT32.of(dtype.lanes))
             wide = self.shuffle(name, wide, place, width, threads)
             return self.context.conversions.cast(wide, dtype)
+        if dtype.bits > WORD and self.context.types.held(dtype).bits > WORD:
+            # Subgroups exchange words; what is wider would be a feature of its own.
+            bits = self.context.conversions.bits
+            words = self.shuffle(name, bits.words(value), place, width, threads)
+            return bits.from_words(words, dtype)
+        if len(value.parts) > 1:
+            raise self.context.refuse(f"{name} of {dtype}")
         self.context.subgroup_size = max(self.context.subgroup_size, threads)
         self.context.builder.require(Capability.GroupNonUniform)
         self.context.builder.require(Capability.GroupNonUniformShuffle)

@@ -111,8 +111,8 @@ class Types:
     def memory(self, dtype: DType, storage: StorageClass) -> int:
         """Return the type of an element in memory: any width, no bool, up to four lanes.
 
-        Memory of a work-group is for types that the device computes in; the buffers of 8 and 16
-        bits are an ability of their own.
+        Memory of a work-group, and what has an address, is for types that the device computes in;
+        the buffers of 8 and 16 bits are an ability of their own.
         """
         if dtype.bits < WORD:
             self.builder.require(*self._narrow(dtype, storage))
@@ -124,10 +124,13 @@ class Types:
         return self.vector(self._scalar(dtype), dtype.lanes)
 
     def _narrow(self, dtype: DType, storage: StorageClass) -> tuple[Capability, str | None]:
+        computed = Capability.Int8 if dtype.bits == 8 else Capability.Int16
+        if dtype.kind == "float":
+            computed = Capability.Float16
         if storage == StorageClass.Workgroup:
-            if dtype.kind == "float":
-                return Capability.Float16, None
-            return (Capability.Int8 if dtype.bits == 8 else Capability.Int16), None
+            return computed, None
+        if storage == StorageClass.PhysicalStorageBuffer:
+            self.builder.require(computed)
         if dtype.bits == 8:
             if not self.abilities.buffers8:
                 raise self.refuse("a buffer of 8-bit elements")

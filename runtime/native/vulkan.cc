@@ -44,11 +44,32 @@ void Settle(const ffi::Tensor& tensor) {
   Devices::Get().At(of->device.device_id).SettleUse(*static_cast<const Block*>(of->data));
 }
 
+// Returns as JSON which features a device was made with, none before its first use, and how often
+// it was made.
+ffi::String Enabled(int device) {
+  Device& of = Devices::Get().Known(device);
+  return JsonObject().Texts("features", of.enabled()).Number("made", of.made()).str();
+}
+
+// From now on devices are made with all that they have: for whoever puts tensors on a device before
+// it knows which modules will come.
+void ExpectAny() {
+  static const Want* const all = [] {
+    std::vector<std::string> names;
+    for (const Feature& feature : KnownFeatures()) names.emplace_back(feature.name);
+    return new Want(names);
+  }();
+  static_cast<void>(all);
+}
+
 TVM_FFI_STATIC_INIT_BLOCK() {
+  if (ffi::Function::GetGlobal("device_api.vulkan").has_value()) return;
   Register<Backend>();
   tvm::ffi::reflection::GlobalDef()
       .def("bitfabric.vulkan.address", Address)
-      .def("bitfabric.vulkan.settle", Settle);
+      .def("bitfabric.vulkan.settle", Settle)
+      .def("bitfabric.vulkan.enabled", Enabled)
+      .def("bitfabric.vulkan.expect_any", ExpectAny);
 }
 
 }  // namespace

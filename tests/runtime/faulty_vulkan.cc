@@ -68,8 +68,28 @@ VkResult vkCreateInstance(const VkInstanceCreateInfo* info, VkAllocator allocato
   return result;
 }
 
+// Bytes of truth values in a structure of features, of those that the backend has.
+size_t ValuesOf(VkStructureType type) {
+  return type == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2 ? 55 : 4;
+}
+
+// FAULT_FEATURES: a file that gets "type:at" of each feature that a device is made with.
+void LogFeatures(const VkDeviceCreateInfo* info) {
+  const char* path = getenv("FAULT_FEATURES");
+  FILE* const log = path == nullptr ? nullptr : fopen(path, "a");
+  if (log == nullptr) return;
+  for (auto* link = static_cast<const VkBaseStructure*>(info->pNext); link != nullptr;
+       link = static_cast<const VkBaseStructure*>(link->pNext)) {
+    for (size_t at = 0; at < ValuesOf(link->sType); ++at)
+      if (reinterpret_cast<const VkBool32*>(link + 1)[at] != 0)
+        fprintf(log, "%d:%zu\n", link->sType, at);
+  }
+  fclose(log);
+}
+
 VkResult vkCreateDevice(VkPhysicalDevice of, const VkDeviceCreateInfo* info, VkAllocator allocator,
                         VkDevice* made) {
+  LogFeatures(info);
   REAL(vkCreateDevice);
   const VkResult result = real(of, info, allocator, made);
   device = *made;
@@ -198,6 +218,38 @@ VkResult vkWaitSemaphores(VkDevice of, const VkSemaphoreWaitInfo* info, uint64_t
   return real(of, info, nanoseconds);
 }
 
+// FAULT_COMMANDS: a file that gets a word for each command of these kinds that is recorded.
+void LogCommand(const char* word) {
+  const char* path = getenv("FAULT_COMMANDS");
+  if (path == nullptr) return;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (FILE* const log = fopen(path, "a")) {
+    fprintf(log, "%s\n", word);
+    fclose(log);
+  }
+}
+
+void vkCmdDispatch(VkCommandBuffer buffer, uint32_t x, uint32_t y, uint32_t z) {
+  REAL(vkCmdDispatch);
+  LogCommand("dispatch");
+  real(buffer, x, y, z);
+}
+
+void vkCmdCopyBuffer(VkCommandBuffer buffer, VkBuffer from, VkBuffer to, uint32_t count,
+                     const VkBufferCopy* parts) {
+  REAL(vkCmdCopyBuffer);
+  LogCommand("copy");
+  real(buffer, from, to, count, parts);
+}
+
+void vkCmdPipelineBarrier(VkCommandBuffer buffer, VkFlags before, VkFlags after, VkFlags flags,
+                          uint32_t memories, const VkMemoryBarrier* memory, uint32_t buffers,
+                          const void* of_buffers, uint32_t images, const void* of_images) {
+  REAL(vkCmdPipelineBarrier);
+  LogCommand(after == VK_PIPELINE_STAGE_HOST_BIT ? "host" : "barrier");
+  real(buffer, before, after, flags, memories, memory, buffers, of_buffers, images, of_images);
+}
+
 VkFunction vkGetDeviceProcAddr(VkDevice of, const char* name);
 
 VkFunction Painted(const char* name) {
@@ -216,6 +268,9 @@ VkFunction Painted(const char* name) {
   PAINTED(vkMapMemory);
   PAINTED(vkQueueSubmit);
   PAINTED(vkWaitSemaphores);
+  PAINTED(vkCmdDispatch);
+  PAINTED(vkCmdCopyBuffer);
+  PAINTED(vkCmdPipelineBarrier);
   return nullptr;
 }
 

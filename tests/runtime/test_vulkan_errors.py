@@ -306,6 +306,7 @@ except RuntimeError as error:
 
 DISCRETE = """
 assert not devices()[0]["integrated"]
+kernel = scale_module(INTERFACE)["scale"]
 rng = np.random.default_rng(0)
 for size in (1, 3, 65535, 65537, (1 << 20) + 1, (9 << 20) + 3):
     data = rng.integers(0, 256, size, dtype=np.uint8)
@@ -313,7 +314,6 @@ for size in (1, 3, 65535, 65537, (1 << 20) + 1, (9 << 20) + 3):
     assert np.array_equal(download(tensor), data), size
     call("bitfabric.vulkan.clear", tensor)
     assert not download(tensor).any()
-kernel = scale_module(INTERFACE)["scale"]
 x = empty((100_000,))
 y = [empty((100_000,)) for _ in range(10)]
 for turn in range(10):

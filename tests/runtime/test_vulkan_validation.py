@@ -25,7 +25,7 @@ VALIDATION = {
     "VK_LAYER_ENABLES": "VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT",
 }
 # Launches, copies, writes in and out of place, clearing, views, recordings, their profile, folded
-# grids, memory that goes back under way, and modules that end.
+# grids, memory that goes back under way, modules that end, and a device that is made anew.
 WORK = """
 def work(interface):
     kernel = scale_module(interface)["scale"]
@@ -57,14 +57,17 @@ def work(interface):
         scale(kernel, y, results[0], 1.0, 0, 5000)
     replay(True)
     download(y)
-for interface in ("addresses", "spilled", "descriptors"):
+# The device of the first is made anew for what the second needs.
+for interface in ("descriptors", "addresses", "spilled"):
     work(interface)
+assert json.loads(call("bitfabric.vulkan.enabled", 0))["made"] == 2
 """
 BROKEN = """
 from dataclasses import replace
 kernel = replace(scale_kernel(), block=32, foldable=False)  # shorter than what the code declares
+module = load(module_bytes([kernel]))
 y = upload(np.zeros(8, "float32"))
-scale(load(module_bytes([kernel]))["scale"], y, y, 1.0, 0, 8)
+scale(module["scale"], y, y, 1.0, 0, 8)
 sync()
 """
 

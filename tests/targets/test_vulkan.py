@@ -160,6 +160,7 @@ def test_every_shortfall_is_named() -> None:
         "has Vulkan 1.2 where the code has 1.3",
         "has 128 bytes of push constants where the code has 256",
         "has no 8-bit integers, which the code uses",
+        "has no 16-bit integers, which the code uses",
         "has no 8-bit buffers, which the code uses",
         "has no 16-bit buffers, which the code uses",
         "has no 16-bit floats, which the code uses",

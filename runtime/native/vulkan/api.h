@@ -40,6 +40,8 @@ namespace vulkan {
   X(vkGetBufferDeviceAddress, VkDeviceAddress, VkDevice, const VkBufferDeviceAddressInfo*)        \
   X(vkCreateSemaphore, VkResult, VkDevice, const VkSemaphoreCreateInfo*, VkAllocator,             \
     VkSemaphore*)                                                                                 \
+  X(vkDestroyDevice, void, VkDevice, VkAllocator)                                                 \
+  X(vkDestroySemaphore, void, VkDevice, VkSemaphore, VkAllocator)                                 \
   X(vkGetSemaphoreCounterValue, VkResult, VkDevice, VkSemaphore, uint64_t*)                       \
   X(vkWaitSemaphores, VkResult, VkDevice, const VkSemaphoreWaitInfo*, uint64_t)                   \
   X(vkCreateCommandPool, VkResult, VkDevice, const VkCommandPoolCreateInfo*, VkAllocator,         \

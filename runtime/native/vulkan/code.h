@@ -3,18 +3,21 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "container.h"
 #include "kernel.h"
+#include "wanted.h"
 
 namespace bitfabric {
 namespace vulkan {
 
 class Code {
  public:
-  explicit Code(const ModuleBytes& module) : kernels_(ReadContainer(module.code)) {}
+  explicit Code(const ModuleBytes& module)
+      : kernels_(ReadContainer(module.code)), want_(NeededBy(kernels_)) {}
 
   // The code is binary, so what is shown of it is a list: a kernel, its SPIR-V and what it needs.
   std::string Source() const {
@@ -41,7 +44,15 @@ class Code {
   }
 
  private:
+  static std::vector<std::string> NeededBy(const KernelCodes& kernels) {
+    std::set<std::string> names;
+    for (const auto& entry : kernels)
+      names.insert(entry.second.features.begin(), entry.second.features.end());
+    return {names.begin(), names.end()};
+  }
+
   const KernelCodes kernels_;
+  const Want want_;
 };
 
 }  // namespace vulkan

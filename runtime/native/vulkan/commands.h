@@ -21,6 +21,7 @@ struct Pipeline {
   std::vector<uint32_t> bindings;  // with a set: the binding of each buffer, in order
   uint32_t block_bytes = 0;        // of arguments
   bool spilled = false;            // the block lies in memory, and its address is pushed
+  uint64_t made_on = 0;            // which of the device's logical devices
 };
 
 // A launch, ready to be recorded.

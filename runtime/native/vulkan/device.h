@@ -25,6 +25,9 @@ class Device final : public DeviceCore {
   void Run(Launch* launch, Text text) {
     Command(
         [&] {
+          if (launch->pipeline->made_on != made())
+            Raise("Vulkan", Trouble::kError,
+                  text() + " failed: the device was made anew meanwhile. Launch it again.");
           const size_t bytes = launch->pipeline->block_bytes;
           if (launch->pipeline->spilled) launch->stored = Room(bytes)->Copy(launch->block, bytes);
           Order(launch->uses, launch->use_count);
@@ -146,6 +149,13 @@ class Device final : public DeviceCore {
   }
 
  private:
+  void Close() override {
+    if (download_ != nullptr) memory_.Free(download_);
+    download_ = nullptr;
+    hazards_.Clear();
+    apart_ = false;
+  }
+
   static constexpr size_t kDownload = size_t{2} << 20;  // bytes read at once, two at a time
 
   // Orders a command after those that it must come after, and notes what it touches.

@@ -8,10 +8,13 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "../pool.h"
+#include "inhabitants.h"
 #include "logical.h"
 #include "queue.h"
+#include "wanted.h"
 
 namespace bitfabric {
 namespace vulkan {
@@ -32,10 +35,20 @@ class DeviceCore : public MemorySource {
   // "device 0 (NVIDIA H200)", for errors.
   std::string Name() const { return "device " + std::to_string(index) + " (" + info.name + ")"; }
 
-  // Makes the logical device when the device is first used.
+  // Makes the logical device when the device is first used, with what the modules that are loaded
+  // by then need; anew where more is needed later and nothing lives on it.
   void Open() {
-    if (!open_.load(std::memory_order_acquire)) OpenNow();
+    if (wanted_.load(std::memory_order_acquire) != WantedFeatures::Get().version()) OpenNow();
   }
+  // The features that it was made with.
+  std::vector<std::string> enabled() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return enabled_;
+  }
+  // Which logical device this is, counted from 1.
+  uint64_t made() const { return made_.load(std::memory_order_acquire); }
+  Inhabitants& inhabitants() { return inhabitants_; }
+
   VkDevice handle() const { return handle_; }
   const DeviceFunctions& functions() const { return functions_; }
   Memory& memory() { return memory_; }
@@ -46,6 +59,7 @@ class DeviceCore : public MemorySource {
 
   // Waits for all commands that this thread has asked for, at the least.
   void Wait() {
+    const auto stay = inhabitants_.Stay();
     auto text = [&] { return "Waiting for " + Name(); };
     uint64_t last;
     {
@@ -72,13 +86,14 @@ class DeviceCore : public MemorySource {
 
   // MemorySource
   void* Create(size_t bytes) override {
-    Open();
+    const auto stay = inhabitants_.Stay();
     VkResult result = VK_SUCCESS;
     Region* region = memory_.Create(bytes, MemoryUse::kKernels, &result);
     if (region == nullptr && WaitForGraves())
       region = memory_.Create(bytes, MemoryUse::kKernels, &result);
     if (region == nullptr && !IsOutOfMemory(result))
       RaiseResult(result, "Allocating " + BytesText(bytes) + " on " + Name());
+    if (region != nullptr) inhabitants_.Enter();
     return region;
   }
   void* Part(void* memory, size_t offset, size_t bytes) override {
@@ -94,19 +109,15 @@ class DeviceCore : public MemorySource {
       delete region;
       return;
     }
-    std::lock_guard<std::mutex> lock(mutex_);
-    memory_.FreeAfter(region, queue_.finished());
-  }
-  // Of failures whoever asked for the commands will hear: the pool, which calls this, can't be
-  // called back.
-  void WaitIdle() override {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      queue_.Submit();
+      memory_.FreeAfter(region, queue_.finished());
     }
-    queue_.Wait(queue_.submitted());
-    std::lock_guard<std::mutex> lock(mutex_);
-    memory_.Bury(queue_.finished());
+    inhabitants_.Leave();
+  }
+  void WaitIdle() override {
+    const auto stay = inhabitants_.Stay();
+    Idle();
   }
   [[noreturn]] void RaiseOutOfMemory(size_t bytes, size_t in_use, size_t reserved) override {
     Raise("Vulkan", Trouble::kOutOfMemory,
@@ -171,7 +182,10 @@ class DeviceCore : public MemorySource {
     RaiseResult(result, text());
   }
 
-  std::mutex mutex_;  // the queue, and what commands did with each buffer
+  // Gives back what a derived class keeps on the logical device, which has nothing left to do.
+  virtual void Close() = 0;
+
+  mutable std::mutex mutex_;  // the queue, and what commands did with each buffer
   Queue queue_;
   Memory memory_;
   std::atomic<uint64_t> asked_{0};
@@ -179,12 +193,72 @@ class DeviceCore : public MemorySource {
 
  private:
   void OpenNow() {
+    if (open_.load(std::memory_order_acquire) && (Suffices() || !Empty())) return;
+    const auto alone = inhabitants_.Alone();
+    const uint64_t wanted = WantedFeatures::Get().version();
+    const std::vector<std::string> features =
+        FeaturesFor(info, WantedFeatures::Get().Names());
+    if (open_.load(std::memory_order_relaxed)) {
+      // Another thread may have been here first, or may have put something on the device.
+      if (wanted_.load(std::memory_order_relaxed) == wanted || !inhabitants_.empty()) return;
+      End();
+    }
     std::lock_guard<std::mutex> lock(mutex_);
-    if (open_.load(std::memory_order_relaxed)) return;
-    handle_ = MakeLogicalDevice(id, info, Name(), &functions_);
-    memory_.Open(handle_, &functions_, &info);
+    handle_ = MakeLogicalDevice(id, info, features, Name(), &functions_);
+    auto has = [&](const char* name) {
+      return std::find(features.begin(), features.end(), name) != features.end();
+    };
+    memory_.Open(handle_, &functions_, &info, has("bufferDeviceAddress"));
     queue_.Open(handle_, &functions_, &memory_, info);
+    enabled_ = features;
+    made_.fetch_add(1, std::memory_order_release);
     open_.store(true, std::memory_order_release);
+    wanted_.store(wanted, std::memory_order_release);
+  }
+
+  // Whether the logical device has all that is wanted now, and so may stay.
+  bool Suffices() {
+    const uint64_t wanted = WantedFeatures::Get().version();
+    const auto features = FeaturesFor(info, WantedFeatures::Get().Names());
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const std::string& name : features)
+      if (std::find(enabled_.begin(), enabled_.end(), name) == enabled_.end()) return false;
+    wanted_.store(wanted, std::memory_order_release);
+    return true;
+  }
+
+  // Whether nothing lives on the device, once what nobody uses is given back.
+  bool Empty() {
+    if (pool.usage().in_use != 0) return false;
+    pool.ReleaseUnused();
+    return inhabitants_.empty();
+  }
+
+  // Ends the logical device and all that can be made again.
+  void End() {
+    Idle();
+    std::lock_guard<std::mutex> lock(mutex_);
+    open_.store(false, std::memory_order_release);
+    wanted_.store(0, std::memory_order_release);
+    for (const Pipeline* pipeline : inhabitants_.TakePipelines())
+      DestroyPipeline(handle_, functions_, *pipeline);
+    Close();
+    queue_.Close();
+    memory_.Bury(queue_.finished());
+    functions_.vkDestroyDevice(handle_, nullptr);
+    handle_ = nullptr;
+  }
+
+  // Of failures whoever asked for the commands will hear: the pool, which leads here, can't be
+  // called back.
+  void Idle() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      queue_.Submit();
+    }
+    queue_.Wait(queue_.submitted());
+    std::lock_guard<std::mutex> lock(mutex_);
+    memory_.Bury(queue_.finished());
   }
 
   // Waits for what was ended with commands under way; false where there is nothing of it.
@@ -193,11 +267,15 @@ class DeviceCore : public MemorySource {
       std::lock_guard<std::mutex> lock(mutex_);
       if (!memory_.has_graves()) return false;
     }
-    WaitIdle();
+    Idle();
     return true;
   }
 
   std::atomic<bool> open_{false};
+  std::atomic<uint64_t> wanted_{0};  // the version of the wanted features that it was made for
+  std::atomic<uint64_t> made_{0};
+  std::vector<std::string> enabled_;
+  Inhabitants inhabitants_;
   VkDevice handle_ = nullptr;
   DeviceFunctions functions_;
 };

@@ -1,10 +1,7 @@
 // The optional features that kernels may need: which of them a device has, and enabling those.
 //
-// A logical device gets its features when it is made, another one would not see its memory, and
-// modules come one after the other. So a device is made with each feature of this list that it has:
-// all of them only widen what a shader may say. What costs something where nobody uses it
-// (robustBufferAccess above all) is not in the list and stays off. Each kernel names what it needs,
-// and is refused before it is compiled where the device lacks it.
+// Each kernel names what it needs, and is refused before it is compiled where the device lacks it.
+// A device is made with what the loaded modules need and the backend itself, no more: wanted.h.
 #pragma once
 
 #include <algorithm>
@@ -108,9 +105,14 @@ inline const std::vector<Feature>& KnownFeatures() {
 // truth values, of which the core's has the most, 55.
 class FeatureChain {
  public:
-  // With the structures that a device of a version and of some extensions knows.
-  FeatureChain(uint32_t version, const std::vector<VkExtensionProperties>& extensions) {
+  // With the structures that a device of a version and of some extensions knows; with `types`, of
+  // those alone and the first.
+  FeatureChain(uint32_t version, const std::vector<VkExtensionProperties>& extensions,
+               const std::vector<VkStructureType>* types = nullptr) {
     for (const FeatureGroup& group : FeatureGroups()) {
+      if (types != nullptr && group.type != VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2 &&
+          std::find(types->begin(), types->end(), group.type) == types->end())
+        continue;
       if (version < group.core) {
         if (!Lists(extensions, group.extension)) continue;
         extensions_.push_back(group.extension);

@@ -83,10 +83,13 @@ class Kernel {
         built = next;
       }
     }
-    const std::shared_ptr<const Pipeline>* Find(const Specialisation& special) const {
+    // `made`: which logical device it must be of.
+    const std::shared_ptr<const Pipeline>* Find(const Specialisation& special,
+                                                uint64_t made) const {
       for (Built* built = first.load(std::memory_order_acquire); built != nullptr;
            built = built->next)
-        if (built->special == special) return &built->pipeline;
+        if (built->special == special && built->pipeline->made_on == made)
+          return &built->pipeline;
       return nullptr;
     }
   };
@@ -102,12 +105,13 @@ class Kernel {
     }
     if (special.folded != 0) Fold(*device, work, launch->groups);
     OnDevice& here = built_[static_cast<size_t>(device->index)];
-    if (const auto* found = here.Find(special)) return *found;
+    if (const auto* found = here.Find(special, device->made())) return *found;
     // Nobody waits for a compilation but who needs its result, or compiles the same kernel.
     std::lock_guard<std::mutex> lock(here.building);
-    if (const auto* found = here.Find(special)) return *found;
+    if (const auto* found = here.Find(special, device->made())) return *found;
     CheckGroup(*device, work);
     for (const auto& [name, code] : module_) CheckNeeds(*device, code);
+    CheckEnabled(*device, code_.name, module_);
     auto* const built = new Built{special, nullptr, here.first.load(std::memory_order_relaxed)};
     try {
       built->pipeline = PipelineBuilder(device).Build(code_, special);

@@ -1,6 +1,7 @@
 // The logical device through which a physical one is used.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -10,13 +11,34 @@
 namespace bitfabric {
 namespace vulkan {
 
-// Makes one with a queue and with all known features that the device has (features.h says why), and
-// loads its functions. `name`: of the device, for errors.
+// What the backend itself needs of every device.
+inline const char* const kOwnFeature = "timelineSemaphore";
+
+// Returns the features that a device is made with, of those that are wanted: what it has.
+inline std::vector<std::string> FeaturesFor(const DeviceInfo& info,
+                                            const std::vector<std::string>& wanted) {
+  std::vector<std::string> names;
+  for (const Feature& feature : KnownFeatures()) {
+    const bool asked = feature.name == std::string(kOwnFeature) ||
+                       std::find(wanted.begin(), wanted.end(), feature.name) != wanted.end();
+    if (asked && info.Has(feature.name)) names.emplace_back(feature.name);
+  }
+  return names;
+}
+
+// Makes one with a queue and with some of the features that the device has, and loads its
+// functions. `name`: of the device, for errors.
 inline VkDevice MakeLogicalDevice(VkPhysicalDevice device, const DeviceInfo& info,
+                                  const std::vector<std::string>& features,
                                   const std::string& name, DeviceFunctions* functions) {
-  FeatureChain chain(info.api, info.extensions);
+  std::vector<VkStructureType> groups;
   for (const Feature& feature : KnownFeatures())
-    if (info.Has(feature.name)) *chain.Find(feature) = 1;
+    if (std::find(features.begin(), features.end(), feature.name) != features.end())
+      groups.push_back(feature.group);
+  FeatureChain chain(info.api, info.extensions, &groups);
+  for (const Feature& feature : KnownFeatures())
+    if (std::find(features.begin(), features.end(), feature.name) != features.end())
+      *chain.Find(feature) = 1;
   std::vector<const char*> extensions = chain.extensions();
   // A device that is not conformant in all has this, and whoever uses it must say so.
   static const char* const kSubset = "VK_KHR_portability_subset";

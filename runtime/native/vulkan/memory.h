@@ -19,12 +19,13 @@ enum class MemoryUse { kKernels, kUpload, kDownload };
 
 class Memory {
  public:
-  // Chooses a type of memory for each use.
-  void Open(VkDevice device, const DeviceFunctions* functions, const DeviceInfo* info) {
+  // Chooses a type of memory for each use. `addresses`: whether kernels may ask for those of buffers.
+  void Open(VkDevice device, const DeviceFunctions* functions, const DeviceInfo* info,
+            bool addresses) {
     device_ = device;
     vk_ = functions;
     info_ = info;
-    addresses_ = info->Has("bufferDeviceAddress") && vk_->vkGetBufferDeviceAddress != nullptr;
+    addresses_ = addresses && vk_->vkGetBufferDeviceAddress != nullptr;
     const uint32_t types = AllowedTypes();
     constexpr VkFlags kLocal = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
                       kSeen = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT |

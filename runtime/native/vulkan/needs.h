@@ -2,7 +2,10 @@
 // device can't run, and then do anything.
 #pragma once
 
+#include <algorithm>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "container.h"
 #include "device.h"
@@ -44,6 +47,25 @@ inline void CheckNeeds(const Device& device, const KernelCode& kernel) {
   if (lacks.empty()) return;
   Raise("Vulkan", Trouble::kError,
         "Kernel " + kernel.name + " can't run on " + device.Name() + ": the device " + lacks + ".");
+}
+
+// Raises where the device has what a module needs, but its logical device was made before the
+// module came, and could not be replaced as something lives on it.
+template <typename Codes>
+void CheckEnabled(const Device& device, const std::string& kernel, const Codes& module) {
+  const std::vector<std::string> enabled = device.enabled();
+  std::set<std::string> missing;
+  for (const auto& entry : module) {
+    for (const std::string& name : FeaturesFor(device.info, entry.second.features))
+      if (std::find(enabled.begin(), enabled.end(), name) == enabled.end()) missing.insert(name);
+  }
+  if (missing.empty()) return;
+  std::string names;
+  for (const std::string& name : missing) names += (names.empty() ? "" : ", ") + name;
+  Raise("Vulkan", Trouble::kError,
+        "Kernel " + kernel + " can't run on " + device.Name() +
+            ": what lives there was put there before its module was loaded, which needs " + names +
+            ". Load all modules first, or free what is on the device.");
 }
 
 }  // namespace vulkan

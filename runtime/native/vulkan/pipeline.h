@@ -38,31 +38,34 @@ class PipelineBuilder {
   // The pipeline lives until the last launch and the last recording let go of it.
   std::shared_ptr<const Pipeline> Build(const KernelCode& kernel,
                                         const Specialisation& special) const {
-    Device* const device = device_;
-    std::shared_ptr<Pipeline> pipeline(new Pipeline(), [device](Pipeline* ended) {
-      device->Settle();
-      Destroy(device, ended);
-      delete ended;
-    });
+    const auto stay = device_->inhabitants().Stay();
+    std::unique_ptr<Pipeline, Ending> pipeline(new Pipeline(), Ending{device_});
+    pipeline->made_on = device_->made();
     pipeline->spilled = kernel.spilled;
     pipeline->block_bytes = kernel.block_bytes;
     for (const KernelCode::Argument& argument : kernel.arguments)
       if (argument.buffer && kernel.descriptors) pipeline->bindings.push_back(argument.place);
     MakeLayout(kernel, pipeline.get());
     Compile(kernel, special, pipeline.get());
-    return pipeline;
+    device_->inhabitants().Enter(pipeline.get());
+    Device* const device = device_;
+    return std::shared_ptr<Pipeline>(pipeline.release(), [device](Pipeline* ended) {
+      device->Settle();
+      const auto there = device->inhabitants().Stay();
+      if (device->inhabitants().Leave(ended)) Ending{device}(ended);
+      else delete ended;
+    });
   }
 
  private:
-  static void Destroy(Device* device, Pipeline* pipeline) {
-    if (Api::Retired()) return;
-    const DeviceFunctions& vk = device->functions();
-    if (pipeline->handle != 0) vk.vkDestroyPipeline(device->handle(), pipeline->handle, nullptr);
-    if (pipeline->layout != 0)
-      vk.vkDestroyPipelineLayout(device->handle(), pipeline->layout, nullptr);
-    if (pipeline->set != 0)
-      vk.vkDestroyDescriptorSetLayout(device->handle(), pipeline->set, nullptr);
-  }
+  // Ends a pipeline on its own device.
+  struct Ending {
+    Device* device;
+    void operator()(Pipeline* ended) const {
+      if (!Api::Retired()) DestroyPipeline(device->handle(), device->functions(), *ended);
+      delete ended;
+    }
+  };
 
   void MakeLayout(const KernelCode& kernel, Pipeline* pipeline) const {
     if (kernel.descriptors) {

@@ -33,14 +33,31 @@ class Queue {
     vk_->vkGetDeviceQueue(device_, family_, 0, &queue_);
     VkSemaphoreTypeCreateInfo type;
     type.semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE;
+    type.initialValue = submitted();
     VkSemaphoreCreateInfo create;
     create.pNext = &type;
     Made(vk_->vkCreateSemaphore(device_, &create, nullptr, &timeline_), "vkCreateSemaphore");
-    const CommandList to_host(device_, vk_, NewBuffer(NewPool(0)));
+    to_host_pool_ = NewPool(0);
+    const CommandList to_host(device_, vk_, NewBuffer(to_host_pool_));
     Made(to_host.Begin(VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT), "vkBeginCommandBuffer");
     to_host.BarrierToHost();
     Made(to_host.End(), "vkEndCommandBuffer");
     to_host_ = to_host.buffer();
+  }
+
+  // Gives back what it has on the device, which has nothing left to do. Batches are counted on.
+  void Close() {
+    for (Batch& batch : batches_) {
+      batch.descriptors.Destroy();
+      if (batch.scratch != nullptr) memory_->Free(batch.scratch->region());
+      if (batch.pool != 0) vk_->vkDestroyCommandPool(device_, batch.pool, nullptr);
+      batch = Batch();
+    }
+    if (to_host_pool_ != 0) vk_->vkDestroyCommandPool(device_, to_host_pool_, nullptr);
+    if (timeline_ != 0) vk_->vkDestroySemaphore(device_, timeline_, nullptr);
+    to_host_pool_ = timeline_ = 0;
+    open_ = nullptr;
+    Finished(submitted());
   }
 
   // All but the last three are for whoever holds the device's lock.
@@ -225,6 +242,7 @@ class Queue {
   uint32_t family_ = 0;
   VkQueue queue_ = nullptr;
   VkSemaphore timeline_ = 0;
+  VkCommandPool to_host_pool_ = 0;
   VkCommandBuffer to_host_ = nullptr;
   Batch batches_[kBatches];
   Batch* open_ = nullptr;

@@ -19,10 +19,15 @@ namespace vulkan {
 class Recording final : public RecordingOf<Recording, Device> {
  public:
   explicit Recording(std::shared_ptr<RecordedMemory<Device>> memory)
-      : RecordingOf(std::move(memory)) {}
+      : RecordingOf(std::move(memory)) {
+    const auto stay = device_->inhabitants().Stay();
+    device_->inhabitants().Enter();
+  }
   ~Recording() {
     device_->Settle();
     if (blocks_memory_ != nullptr) device_->memory().Free(blocks_memory_);
+    lists_.reset();
+    device_->inhabitants().Leave();
   }
 
   // Takes a launch, and a share in its pipeline.

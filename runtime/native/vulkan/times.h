@@ -14,16 +14,19 @@ namespace vulkan {
 class Times {
  public:
   Times(Device* device, uint32_t count) : device_(device), count_(count) {
+    const auto stay = device->inhabitants().Stay();
     VkQueryPoolCreateInfo info;
     info.queryType = VK_QUERY_TYPE_TIMESTAMP;
     info.queryCount = count;
     Check(device->functions().vkCreateQueryPool(device->handle(), &info, nullptr, &pool_),
           [&] { return "vkCreateQueryPool on " + device->Name(); });
+    device->inhabitants().Enter();
   }
   ~Times() {
     device_->Settle();
     if (!Api::Retired())
       device_->functions().vkDestroyQueryPool(device_->handle(), pool_, nullptr);
+    device_->inhabitants().Leave();
   }
   Times(const Times&) = delete;
   Times& operator=(const Times&) = delete;

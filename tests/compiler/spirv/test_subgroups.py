@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bitfabric.runtime.backends import devices
 from bitfabric.schedules.gpu.kernel import launch
+from bitfabric.targets import FabricError
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -57,7 +58,39 @@ def test_reductions(dtype: str) -> None:
 
 
 @needs_device
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_ballots() -> None:
+    """A bit for each thread, the first one's lowest."""
+    x = np.random.default_rng(0).integers(0, 2, THREADS).astype("int32")
+    size = per_thread(lambda _: call("size", "int32"), x, "int32")[0]
+    weights = (1 << np.arange(size)).astype("uint32")
+    expected = (x.reshape(-1, size) * weights).sum(1).astype("uint32")
+
+    def ballot(v: Any) -> Any:
+        words = call("ballot", "uint32x4", v > 0)
+        return tirx.Shuffle([words], [0]) | tirx.Shuffle([words], [3])
+
+    found = per_thread(ballot, x, "uint32")
+    np.testing.assert_array_equal(found, np.repeat(expected, size))
+    mask = lambda _: T.call_intrin("uint32", "tirx.tvm_warp_activemask")  # noqa: E731
+    assert (per_thread(mask, x, "uint32") == weights.sum()).all()
+
+
+def test_a_ballot_is_of_conditions_and_asks_for_its_feature() -> None:
+    def voting(value: Any) -> tirx.PrimFunc:
+        def kernel(x: Any) -> None:
+            with launch([1], [THREADS]) as (_, thread):
+                words = call("ballot", "uint32x4", value(x[thread]))
+                T.buffer_store(x, tirx.Cast("float32", tirx.Shuffle([words], [0])), [thread])
+
+        return program([(THREADS, "float32")], kernel)
+
+    assert "subgroupBallot" in code(voting(lambda v: v > 0)).features
+    with pytest.raises(FabricError, match="fabric_subgroup_ballot of float32"):
+        code(voting(lambda v: v))
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int64", "bfloat16"])
 def test_shuffles_stay_within_their_width(dtype: str) -> None:
     """As CUDA's do; a thread whose partner is outside keeps its own value."""
     x, width = np.arange(THREADS).astype(dtype), 4
