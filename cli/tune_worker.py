@@ -81,9 +81,9 @@ def main(address: str | None = None) -> None:
     """Serve the tuner that started this process."""
     import os
 
-    from ..runtime.library import processors
+    from ..runtime.library import prepare_threads
 
-    os.environ.setdefault("TVM_NUM_THREADS", str(processors()))
+    prepare_threads()
     # All of TVM, before the runtime loads a part of it.
     os.environ["TVM_USE_RUNTIME_LIB"] = "0"
     from ..compiler.tuning import worker

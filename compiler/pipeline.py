@@ -130,7 +130,7 @@ def apply_schedules(
     chosen = {}
     for name, function in module.functions.items():
         if isinstance(function, tvm.tirx.PrimFunc):
-            with deciding(tuning.decisions(function) if tuning else {}):
+            with deciding(tuning.decisions(function, name.name_hint) if tuning else {}):
                 rule, laid_out = schedule(function, target)
             scheduled.update_func(name, laid_out)
             attributes = function.attrs or {}

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 Value = int | str | tuple[int, ...]
 """A number, a name, or the sizes of a tile."""
+R = TypeVar("R")
 V = TypeVar("V", int, str, tuple[int, ...], tuple[int, int])
 Supply = Callable[["Choice"], Value | None]
 """Returns a value for a choice, or None for its default."""
@@ -34,9 +35,9 @@ class Choice:
     name : str
         Unique within a kernel.
     options : tuple
-        The valid values.
+        The valid values; none where a rule can't list them, see :func:`given`.
     default : Value
-        One of them.
+        One of them; empty where there are none.
     """
 
     name: str
@@ -96,6 +97,49 @@ def choose(name: str, options: Sequence[V], default: V) -> V:
     return asked.values[name]  # type: ignore[return-value]
 
 
+def choose_next(name: str, options: Sequence[V], default: V) -> V:
+    """Return the value for a decision that a kernel makes several times, each for itself.
+
+    The first is called `name`, those after it ``name 2`` and so on. The default may be missing
+    among the options.
+    """
+    active = _ACTIVE.get()
+    if active is None:
+        return default
+    before = sum(asked.partition(" ")[0] == name for asked in active[1].choices)
+    valid: list[V] = list(options)
+    if default not in valid:
+        valid.append(default)
+    return choose(f"{name} {before + 1}" if before else name, valid, default)
+
+
+def given(name: str, accept: Callable[[Value], R | None]) -> R | None:
+    """Return what a rule makes of a recorded decision whose values can't be listed.
+
+    Parameters
+    ----------
+    name : str
+        The decision.
+    accept : callable
+        Returns what it makes of a value, or None where that is not valid here.
+
+    Returns
+    -------
+    Any
+        None where nothing is recorded, or it was not accepted.
+    """
+    active = _ACTIVE.get()
+    if active is None:
+        return None
+    supply, asked = active
+    asked.choices[name] = choice = Choice(name, (), "")
+    value = supply(choice)
+    made = None if value is None else accept(value)
+    if made is not None:
+        asked.values[name] = value  # type: ignore[assignment]
+    return made
+
+
 @contextmanager
 def deciding(answers: Mapping[str, Value] | Supply) -> Iterator[Asked]:
     """Answer the decisions of the rules that run inside; gives what they ask for.
@@ -103,11 +147,13 @@ def deciding(answers: Mapping[str, Value] | Supply) -> Iterator[Asked]:
     Parameters
     ----------
     answers : mapping or callable
-        Values by name, where absent the default; or a function of the choice.
+        Values by name, where absent the default; or a function of a choice that has options.
     """
 
     def supply(choice: Choice) -> Value | None:
-        return answers.get(choice.name) if isinstance(answers, Mapping) else answers(choice)
+        if isinstance(answers, Mapping):
+            return answers.get(choice.name)
+        return answers(choice) if choice.options else None
 
     asked = Asked()
     token = _ACTIVE.set((supply, asked))

@@ -12,6 +12,7 @@ from tvm import tirx
 
 from ...schedules.decisions import Value
 from ...targets import Target
+from ..amounts import Amounts, amounts_of
 from .records import Device, Record, best, load, shipped_file, user_file
 from .signature import distance, signature_of
 
@@ -50,6 +51,7 @@ class Tuning:
             if (record.target, record.features, record.tvm) == (target.name, features, tvm)
         ]
         self.used: dict[str, dict[str, Any]] = {}
+        self.amounts: dict[str, Amounts | None] = {}
 
     @classmethod
     def of(cls, target: Target, device: Device | None = None) -> Tuning:
@@ -65,11 +67,14 @@ class Tuning:
         device = None if self.device is None else self.device.title
         return hashlib.sha256(json.dumps([found, device]).encode()).hexdigest()
 
-    def decisions(self, function: tirx.PrimFunc) -> dict[str, Value]:
-        """Return the decisions for a kernel, none where nothing is known, and note it as used."""
+    def decisions(self, function: tirx.PrimFunc, name: str = "") -> dict[str, Value]:
+        """Return the decisions for a kernel, none where nothing is known, and note it as used.
+
+        What it reads and multiplies is noted by its name in the module.
+        """
+        if name:
+            self.amounts[name] = amounts_of(function)
         signature = signature_of(function)
-        if signature is None:
-            return {}
         exact = [record for record in self.records if record.key == signature.key]
         found, how = self._preferred(exact), TUNED
         if found is None:
@@ -88,8 +93,16 @@ class Tuning:
         return min(records, key=lambda r: (r.device != self.device, r.ratio), default=None)
 
     def account(self) -> dict[str, Any]:
-        """Return what ``tuning.json`` says: for each kernel of ours, what its schedule rests on."""
-        return {"target": self.target.name, "kernels": dict(sorted(self.used.items()))}
+        """Return what ``tuning.json`` says.
+
+        For each kernel what its schedule rests on, and for each function of the module what it
+        reads, writes and multiplies at least.
+        """
+        return {
+            "target": self.target.name,
+            "kernels": dict(sorted(self.used.items())),
+            "amounts": {name: self.amounts[name] for name in sorted(self.amounts)},
+        }
 
 
 def summary(account: dict[str, Any]) -> dict[str, int]:

@@ -101,12 +101,10 @@ def kernels_of(config: ModelConfig, target: Target, options: CompileOptions) -> 
         if not isinstance(function, tirx.PrimFunc):
             continue
         signature = signature_of(function)
-        if signature is None:
-            continue
         kernel = found.get(signature.key)
         if kernel is None:
             kernel = Kernel(function, target, signature, dict.fromkeys(WORKS, 0), sizes)
-            if not any(len(c.options) > 1 for c in kernel.lay_out()[1].choices.values()):
+            if not any(len(c.options) != 1 for c in kernel.lay_out()[1].choices.values()):
                 continue
             found[signature.key] = kernel
         for work, counted in calls.items():

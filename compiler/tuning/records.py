@@ -198,6 +198,13 @@ def load(path: Path) -> tuple[list[Record], list[str]]:
     return found, notes
 
 
+def everything() -> list[Record]:
+    """Return the best records of all targets, those that come with the package and a user's own."""
+    folders = (shipped_file("").parent, user_file("").parent)
+    files = [path for folder in folders for path in sorted(folder.glob("*.jsonl"))]
+    return best(record for path in files for record in load(path)[0])
+
+
 def load_strictly(path: Path) -> list[Record]:
     """Return the records of a file that somebody hands on.
 

@@ -35,51 +35,27 @@ def identity(values: Values) -> Identity:
     return tuple(sorted(values.items(), key=lambda item: item[0]))
 
 
-@dataclass
-class Search:
-    """The search through one space.
+class Ledger:
+    """What was tried of one kernel, and what may still be gained.
+
+    Parameters
+    ----------
+    default : dict
+        The decisions of the default schedule.
 
     Attributes
     ----------
-    asked : Asked
-        What the rule asks for where everything is left at its default.
-    features : callable
-        Returns a candidate's features for the model.
-    model : CostModel
-        Of the computation.
-    rng : random.Random
-        Decides what is random.
-    seeds : list of dict
-        Candidates to begin with, such as those that were best for other shapes.
     tried : dict
         Ratio of time to the default's for each measured candidate, infinite for failures.
+    seen : set
+        Candidates that need no measuring: they turned out to be others.
     """
 
-    asked: Asked
-    features: Callable[[Values], dict[str, float]]
-    model: CostModel
-    rng: random.Random
-    seeds: list[Values] = field(default_factory=list)
-    tried: dict[Identity, float] = field(default_factory=dict)
-    _choices: dict[str, Choice] = field(default_factory=dict)
-    _in_vain: int = 0
-    _exhausted: bool = False
-
-    def __post_init__(self) -> None:
-        self.learn(self.asked)
-        self.tried[identity(self.asked.values)] = 1.0
-
-    def learn(self, asked: Asked) -> None:
-        """Take what a rule asked for into the space."""
-        self._choices.update(asked.choices)
-
-    @property
-    def size(self) -> int:
-        """Candidates in the space, as far as it is known."""
-        product = 1
-        for choice in self._choices.values():
-            product *= len(choice.options)
-        return product
+    def __init__(self, default: Values) -> None:
+        self.tried: dict[Identity, float] = {identity(default): 1.0}
+        self.seen: set[Identity] = set()
+        self._in_vain = 0
+        self._exhausted = False
 
     @property
     def best(self) -> tuple[Values, float]:
@@ -93,8 +69,9 @@ class Search:
         return len(self.tried) - 1
 
     def is_new(self, values: Values) -> bool:
-        """Tell whether a candidate was not measured yet."""
-        return identity(values) not in self.tried
+        """Tell whether a candidate was neither measured yet nor found to be another."""
+        found = identity(values)
+        return found not in self.tried and found not in self.seen
 
     def tell(self, results: list[tuple[Values, float]]) -> None:
         """Note the ratios of a batch of candidates, infinite where one failed."""
@@ -107,6 +84,52 @@ class Search:
     def expected_gain(self) -> float:
         """By how much of the default's time the best may still improve."""
         return 0.0 if self._exhausted else OPTIMISM * self.best[1] * 0.75**self._in_vain
+
+
+@dataclass
+class Search(Ledger):
+    """The search through one space of listed values.
+
+    Attributes
+    ----------
+    asked : Asked
+        What the rule asks for where everything is left at its default.
+    features : callable
+        Returns a candidate's features for the model.
+    model : CostModel
+        Of the computation.
+    rng : random.Random
+        Decides what is random.
+    seeds : list of dict
+        Candidates to begin with, such as those that were best for other shapes.
+    """
+
+    asked: Asked
+    features: Callable[[Values], dict[str, float]]
+    model: CostModel
+    rng: random.Random
+    seeds: list[Values] = field(default_factory=list)
+    _choices: dict[str, Choice] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.asked.values)
+        self.learn(self.asked)
+
+    def learn(self, asked: Asked) -> None:
+        """Take what a rule asked for into the space."""
+        self._choices.update(asked.choices)
+
+    @property
+    def size(self) -> int:
+        """Candidates in the space, as far as it is known."""
+        product = 1
+        for choice in self._choices.values():
+            product *= len(choice.options)
+        return product
+
+    def knows(self, values: Values) -> bool:
+        """Tell whether a candidate of an earlier run is one of this space."""
+        return values.keys() == self.asked.values.keys()
 
     def propose(self, count: int) -> list[Values]:
         """Return up to `count` new candidates, the most promising first; none at the end."""

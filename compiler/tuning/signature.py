@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from math import log2
 from typing import Any
@@ -15,6 +16,9 @@ from ...schedules import KERNEL, PARAMETERS
 NEUTRAL = {"salt"}
 """Whole parameters that change values and no loop; so does every parameter that is a fraction."""
 KEY_LENGTH = 16
+_BLOCK = re.compile(r'T\.sblock\("(\w+)"\)')
+_ATTRIBUTES = re.compile(r"^.*T\.func_attr\(.*$", re.MULTILINE)
+_NUMBER = re.compile(r"\b\d+(\.\d+)?(e[+-]?\d+)?\b")
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,31 @@ class Signature:
         return f"{self.kernel} {first} -> {last}"
 
 
-def signature_of(function: tirx.PrimFunc) -> Signature | None:
-    """Return the signature of a kernel of ours; None for an operator that TVM lowered."""
+def signature_of(function: tirx.PrimFunc) -> Signature:
+    """Return the signature of a kernel of ours, or of operators that TVM lowered."""
     attributes = function.attrs or {}
-    if KERNEL not in attributes:
-        return None
     parameters = dict(attributes[PARAMETERS].items()) if PARAMETERS in attributes else {}
+    if KERNEL in attributes:
+        name = str(attributes[KERNEL])
+    else:
+        name, parameters["program"] = _program(function)
     plain = {str(name): _plain(value) for name, value in parameters.items()}
     kept = {n: v for n, v in plain.items() if not isinstance(v, float) and n not in NEUTRAL}
     names: dict[Any, str] = {}
     buffers = [
         [str(p.dtype), [_extent(extent, names) for extent in p.shape]] for p in function.params
     ]
-    return Signature(str(attributes[KERNEL]), kept, buffers)
+    return Signature(name, kept, buffers)
+
+
+def _program(function: tirx.PrimFunc) -> tuple[str, str]:
+    """Return what operators do, by the names of TVM's blocks, and a hash of it without numbers."""
+    text = _ATTRIBUTES.sub("", function.without_attr("global_symbol").script(show_meta=False))
+    blocks = [name.removeprefix("T_") for name in _BLOCK.findall(text) if name != "root"]
+    for index, parameter in enumerate(function.params):
+        text = re.sub(rf"\b{re.escape(parameter.name)}\b", f"argument{index}", text)
+    digest = hashlib.sha256(_NUMBER.sub("0", text).encode()).hexdigest()
+    return "+".join(blocks) or "program", digest[:KEY_LENGTH]
 
 
 def distance(one: Signature, other: Signature) -> float | None:

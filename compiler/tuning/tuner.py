@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tvm import tirx
 
 from ...schedules.decisions import Asked
+from ...schedules.trace import TRACE
 from ...targets import Target
+from . import trace_model
 from .applied import Tuning
 from .cost_model import CostModel, Trial, features_of
+from .history import learned, trials_of, tried
 from .kernels import WORKS, Kernel
 from .measure import Failed, Measured
 from .pool import Pool
-from .records import Device, Record, record_of, user_file
-from .search import Search, Values
+from .records import Device, Record, everything, record_of, user_file
+from .search import Search, Values, identity
 from .signature import distance
-from .store import append, data_folder, file_name, read
+from .store import append, data_folder, file_name
+from .trace_search import TraceSearch
 
 BATCH = 4
 """Candidates of a kernel that are measured before another one's turn may come."""
@@ -42,8 +45,8 @@ class Task:
         The kernel.
     default : tirx.PrimFunc
         It by its default schedule.
-    search : Search
-        The search through its decisions.
+    search : Search or TraceSearch
+        The search through its decisions, or through MetaSchedule's space.
     seconds : float
         Time of a call by the default.
     share : float
@@ -56,7 +59,7 @@ class Task:
 
     kernel: Kernel
     default: tirx.PrimFunc
-    search: Search
+    search: Search | TraceSearch
     seconds: float = 0.0
     share: float = 0.0
     record: Record | None = None
@@ -125,36 +128,58 @@ class Tuner:
         self.tuning = Tuning.of(target, device)
         self.progress = Progress()
         self._log = data_folder() / "trials" / file_name(target.name)
-        self._history = _trials(kernel.signature.kernel for kernel in kernels)
+        self._others = [r for r in everything() if r.target != target.name and r.decisions]
+        self._history = trials_of(kernel.signature.kernel for kernel in kernels)
+        for record in self._others:
+            if record.kernel.kernel in self._history and TRACE not in record.decisions:
+                self._history[record.kernel.kernel] += learned(record)
         self._models = {name: CostModel(name) for name in self._history}
         for name, model in self._models.items():
             model.load()
             model.fit(self._history[name])
+        self._traces = trace_model.load()
         own = {r.key: r for r in self.tuning.records if r.device == device}
         self.tasks = [self._task(kernel, own, resume, seed) for kernel in kernels]
         self._current: Task | None = None
 
     def _task(self, kernel: Kernel, own: dict[str, Record], resume: bool, seed: int) -> Task:
         function, asked = kernel.lay_out()
-        signature = kernel.signature
-        search = Search(
+        key, search = kernel.signature.key, self._search_of(kernel, asked, seed)
+        record = own.get(key)
+        if resume:
+            for values, ratio in tried(self._log, key, self.device):
+                if search.knows(values):
+                    search.tried.setdefault(identity(values), ratio)
+        return Task(kernel, function, search, record=record, skipped=bool(record and not resume))
+
+    def _search_of(self, kernel: Kernel, asked: Asked, seed: int) -> Search | TraceSearch:
+        """Return the search through what a kernel's rule leaves open: listed values, or a trace."""
+        signature, random_seed = kernel.signature, f"{seed} {kernel.signature.key}"
+        if TRACE in asked.choices:
+            number = random.Random(random_seed).getrandbits(30)
+            batch = BATCH * self.pool.size
+            what = kernel.function, self.target, self._traces
+            return TraceSearch(*what, batch, number, self._seeds(kernel))
+        return Search(
             asked=asked,
             features=lambda values: features_of(values, signature.sizes, self.target),
             model=self._models[signature.kernel],
-            rng=random.Random(f"{seed} {signature.key}"),
+            rng=random.Random(random_seed),
             seeds=self._seeds(kernel),
         )
-        record = own.get(signature.key)
-        if resume:
-            for values, ratio in _tried(self._log, signature.key, self.device, asked):
-                search.tried.setdefault(values, ratio)
-        return Task(kernel, function, search, record=record, skipped=bool(record and not resume))
 
     def _seeds(self, kernel: Kernel) -> list[Values]:
-        """Return what was best for kernels of the same form, the nearest shapes first."""
-        apart = [(distance(r.kernel, kernel.signature), r) for r in self.tuning.records]
-        near = [(d, i, r) for i, (d, r) in enumerate(apart) if d is not None and r.decisions]
-        return [dict(record.decisions) for _, _, record in sorted(near)[:SEEDS]]
+        """Return what was best for kernels of the same form, the nearest shapes first.
+
+        Those of this target come before others'.
+        """
+        found: list[tuple[int, float, int, Record]] = []
+        for rank, records in enumerate((self.tuning.records, self._others)):
+            for i, record in enumerate(records):
+                apart = distance(record.kernel, kernel.signature)
+                if apart is not None and record.decisions:
+                    found.append((rank, apart, i, record))
+        return [dict(record.decisions) for *_, record in sorted(found, key=lambda f: f[:3])[:SEEDS]]
 
     def weigh(self, report: Callable[[str, float], None]) -> None:
         """Measure every kernel's default and its share of the steps' time."""
@@ -184,6 +209,7 @@ class Tuner:
         finally:
             for model in self._models.values():
                 model.save()
+            trace_model.save(self._traces)
         self._note_defaults()
 
     def _search(self, trials: int, seconds: float, report: Callable[[Progress], None]) -> None:
@@ -227,6 +253,8 @@ class Tuner:
             values = dict(asked.values)
             if task.search.is_new(values) and all(values != other for other, _ in laid):
                 laid.append((values, function))
+            else:
+                task.search.seen.add(identity(wanted))
         functions = [function for _, function in laid]
         quick = self.pool.compare_each(functions, QUICK_SECONDS)
         for (values, function), found in zip(laid, quick, strict=True):
@@ -262,8 +290,11 @@ class Tuner:
     def _note(self, task: Task, values: Values, ratio: float) -> None:
         """Remember a candidate, in this run and for later ones."""
         signature = task.kernel.signature
-        features = features_of(values, signature.sizes, self.target)
-        self._history[signature.kernel].append(Trial(signature.key, features, ratio))
+        # The model of traces looks at the program itself.
+        features = {}
+        if TRACE not in values:
+            features = features_of(values, signature.sizes, self.target)
+            self._history[signature.kernel].append(Trial(signature.key, features, ratio))
         line = {
             "kernel": signature.kernel,
             "key": signature.key,
@@ -287,33 +318,3 @@ class Tuner:
                     task.search.trials,
                 )
                 append(user_file(self.target.name), task.record.to_json())
-
-
-def _trials(kernels: Iterable[str]) -> dict[str, list[Trial]]:
-    """Return what was ever tried of some computations, on all targets."""
-    found: dict[str, list[Trial]] = {name: [] for name in kernels}
-    for path in sorted((data_folder() / "trials").glob("*.jsonl")):
-        for _, line in read(path)[0]:
-            name = line.get("kernel")
-            if name in found and isinstance(line.get("features"), dict):
-                found[name].append(Trial(str(line.get("key")), line["features"], _ratio(line)))
-    return found
-
-
-def _tried(path: Any, key: str, device: Device, asked: Asked) -> list[tuple[Any, float]]:
-    """Return the candidates of a kernel that were tried on a device, as a search has them."""
-    found = []
-    for _, line in read(path)[0]:
-        if line.get("key") == key and line.get("device") == device.title:
-            values = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in line.get("decisions", {}).items()
-            }
-            if values.keys() == asked.values.keys():
-                found.append((tuple(sorted(values.items())), _ratio(line)))
-    return found
-
-
-def _ratio(line: dict[str, Any]) -> float:
-    ratio = line.get("ratio")
-    return float("inf") if ratio is None else float(ratio)

@@ -12,6 +12,7 @@ from tvm.s_tir.dlight.analysis import SBlockInfo, normalize_prim_func
 from tvm.s_tir.schedule import LoopRV, ScheduleError
 
 from ...targets import Target
+from ..trace import tuned
 from .isa import Isa
 from .loops import PARALLEL_ELEMENTS
 
@@ -30,6 +31,9 @@ def default(
     blocks = normalize_prim_func(schedule)
     if blocks is None:
         return function
+    found = tuned(function, target)
+    if found is not None:
+        return found
     kept = [block for block in blocks if not _inlined(schedule, block)]
     for block in kept:
         if block.is_injective():

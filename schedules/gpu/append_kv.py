@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, shape, when
 from .attention_heads import Columns, Heads, rotate
 from .attention_vectors import matrix_of_vectors
@@ -21,7 +22,7 @@ from .cached_words import Store, heads_top
 from .kernel import build, ceil_div, launch
 
 TOKENS = 32
-"""Tokens side by side in a work-group: positions are neighbours in the cache of keys."""
+"""Tokens side by side in a work-group, by default: they are neighbours in the cache of keys."""
 
 
 def append_kv(
@@ -70,7 +71,9 @@ def _threads(heads: Heads, tokens: Expr) -> Iterator[tuple[Expr, Expr]]:
         with launch([ceil_div(pairs, heads.threads)], [heads.threads]) as (block, thread):
             yield 0, bind(block * heads.threads + thread)
         return
-    down = heads.threads // TOKENS
-    grid = [ceil_div(tokens, TOKENS), ceil_div(pairs, down)]
-    with launch(grid, [TOKENS, down]) as (x, y, token, row):
-        yield bind(x * TOKENS + token), bind(y * down + row)
+    counts = [count for count in (8, 16, TOKENS, 64) if count <= heads.threads]
+    wide = choose("tokens", counts, min(TOKENS, counts[-1]))
+    down = heads.threads // wide
+    grid = [ceil_div(tokens, wide), ceil_div(pairs, down)]
+    with launch(grid, [wide, down]) as (x, y, token, row):
+        yield bind(x * wide + token), bind(y * down + row)

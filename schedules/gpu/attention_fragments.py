@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, shape, when
 from .attention_fragment_rows import Softmax, Split
 from .attention_heads import LOG2_E, MASKED, Heads
@@ -73,12 +74,15 @@ class Layout:
         keys = next((n for n in BLOCKS if _bytes(heads, n) <= heads.shared_bytes), None)
         if keys is None:
             return None
-        for subgroups, tiles in SHAPES:
-            layout = Layout(subgroups, tiles, keys)
-            groups = tasks * ceil_div(context, layout.queries)
-            if (tiles == 1 or heads.head_dim <= WIDEST) and 4 * groups >= 3 * cores(gpu):
-                return layout
-        return Layout(1, 1, keys)
+        shapes = [shape for shape in SHAPES if shape[1] == 1 or heads.head_dim <= WIDEST]
+
+        def is_enough(shape: tuple[int, int]) -> bool:
+            groups = tasks * ceil_div(context, Layout(*shape, keys).queries)
+            return 4 * groups >= 3 * cores(gpu)
+
+        usual = next(filter(is_enough, shapes), (1, 1))
+        fitting = [n for n in BLOCKS if n <= keys]
+        return Layout(*choose("queries", shapes, usual), choose("keys", fitting, keys))
 
 
 def fragments(

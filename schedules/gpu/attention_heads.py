@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose_next
 from ..tir import Buffer, Expr, bind, when
 from .attention_vectors import vector_type
 from .kernel import Gpu, ceil_div, loop, shared
@@ -112,13 +113,13 @@ class Heads:
 
 
 def first_fit(choices: Sequence[Choice], size: Callable[..., int], limit: int) -> Choice:
-    """Return the first choice whose bytes, ``size(*choice)``, are within a limit.
+    """Return the recorded one of the choices whose bytes, ``size(*choice)``, are within a limit.
 
-    The last choice is returned where none is, and the first where there is no limit (0).
+    By default that is the first, or the last choice where none is; no limit is 0.
     """
-    if not limit:
-        return choices[0]
-    return next((choice for choice in choices if size(*choice) <= limit), choices[-1])
+    fitting = [choice for choice in choices if not limit or size(*choice) <= limit]
+    named = {tuple(map(int, choice)): choice for choice in fitting or choices[-1:]}
+    return named[choose_next("block", list(named), next(iter(named)))]
 
 
 def when_all(condition: Expr, body: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..kv_cache import LEVELS, SMALLEST
 from ..tir import Buffer, Expr, bind, branch, lanes_of, when
 from .attention_heads import MASKED, Heads, rotate
@@ -30,7 +31,7 @@ from .vectors import LANES, held
 LONG = 2560
 """Position from which on a head is shared."""
 SHARES = 8
-"""Work-groups that share a head."""
+"""Work-groups that share a head, by default."""
 
 
 def decode_attention(
@@ -56,15 +57,16 @@ def decode_attention(
 def _shared(gpu: Gpu, heads: Heads, cache: Cache, written: tuple[Buffer, ...]) -> None:
     """Emit a launch in which work-groups share a head, and one that adds their parts."""
     width = heads.heads * heads.vectors
-    parts = scratch([SHARES, width], heads.dtype)
-    tops, sums = scratch([SHARES, heads.heads]), scratch([SHARES, heads.heads])
-    with launch([heads.heads, SHARES], [heads.threads]) as (h, share, thread):
-        token = _NewToken(heads, cache, written, thread, share, SHARES)
+    shares = choose("shares", (4, SHARES, 16), SHARES)
+    parts = scratch([shares, width], heads.dtype)
+    tops, sums = scratch([shares, heads.heads]), scratch([shares, heads.heads])
+    with launch([heads.heads, shares], [heads.threads]) as (h, share, thread):
+        token = _NewToken(heads, cache, written, thread, share, shares)
         token.attend_share(h, parts, tops, sums)
 
     def add(column: Expr) -> None:
         h = bind(column // heads.vectors)
-        found = [(tops[i, h], sums[i, h], parts[i, column]) for i in range(SHARES)]
+        found = [(tops[i, h], sums[i, h], parts[i, column]) for i in range(shares)]
         _, weight, mixture = met(found, heads.lanes)
         inverse = splat(bind(T.float32(1.0) / weight), heads.lanes)
         T.buffer_store(cache.out, mixture * inverse, [0, column])

@@ -14,6 +14,7 @@ from tvm.s_tir.dlight.analysis import SBlockInfo, normalize_prim_func
 from tvm.s_tir.schedule import ScheduleError
 
 from ...targets import Target
+from ..trace import tuned
 from .elements import threads
 from .kernel import Gpu
 
@@ -32,6 +33,9 @@ def default(
     blocks = normalize_prim_func(schedule)
     if blocks is None:
         return None
+    found = tuned(function, target)
+    if found is not None:
+        return found
     for block in blocks:
         if not _inlined(schedule, block) and not _laid_out(schedule, block, threads(gpu)):
             return None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, branch, lanes_of, static
 from .kernel import Gpu, ceil_div, elements, loop
 from .vectors import LANES, fours
@@ -18,7 +19,13 @@ THREADS = 128
 
 def threads(gpu: Gpu) -> int:
     """Return the threads of a work-group of an elementwise kernel."""
-    return min(THREADS, gpu.threads)
+    counts = [count for count in (32, 64, THREADS, 256) if count <= gpu.threads]
+    return choose("launch threads", counts or [gpu.threads], min(THREADS, gpu.threads))
+
+
+def several() -> int:
+    """Return how many vectors, or elements, a thread of an elementwise kernel has."""
+    return choose("of a thread", (1, 2, 4), 1)
 
 
 def load(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
@@ -63,7 +70,7 @@ def over_rows(gpu: Gpu, rows: Expr, columns: int, body: Callable[[Expr, Expr, in
     def element(index: Expr) -> None:
         body(bind(index // steps), index % steps * lanes, lanes)
 
-    elements(rows * steps, threads(gpu), element)
+    elements(rows * steps, threads(gpu), element, several())
 
 
 def over_flat(gpu: Gpu, size: int, body: Callable[[Expr, int], None]) -> None:
@@ -80,7 +87,7 @@ def over_flat(gpu: Gpu, size: int, body: Callable[[Expr, int], None]) -> None:
         else:
             body(index * LANES, LANES)
 
-    elements(ceil_div(size, LANES), threads(gpu), element)
+    elements(ceil_div(size, LANES), threads(gpu), element, several())
 
 
 def has_static_columns(function: tirx.PrimFunc, *parameters: int) -> bool:

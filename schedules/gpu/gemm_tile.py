@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..decisions import choose_next
 from ..tir import Expr, static
 from .kernel import ceil_div
 from .operand import Operand
@@ -13,6 +14,8 @@ STEP = 16
 """The depth of one step."""
 GROUPS = 512
 """Work-groups that keep a large processor busy: about four on each of its 132 cores."""
+PARTS = (1, 2, 4, 8, 16)
+"""Into how many parts a depth may be cut, besides what is usual."""
 LEAST_STEPS = 4
 """Steps below which a part of the depth costs more in sums than it gains."""
 
@@ -85,7 +88,29 @@ class Tile:
         return 2 * self.step * sum(self.pitch(o, n) for o, n in sides if o.element == element)
 
 
+# Half a step: a thread that stages more of it through Vulkan takes twice the time.
+LARGE = Tile(128, 64, 16, 8, step=STEP // 2)
+TILES = {
+    16: (Tile(32, 16, 2, 4), Tile(64, 16, 4, 4)),
+    32: (Tile(32, 32, 4, 4), Tile(64, 32, 8, 4)),
+    64: (Tile(32, 64, 4, 8), Tile(64, 64, 8, 8), LARGE),
+}
+"""The tiles to decide among, by the most columns of a result that they are for."""
+
+
 def plan_tile(rows: Expr, columns: int, depth: Expr, widest: int = 1) -> Tile:
+    """Return the tile that is recorded for a product, or the one that :func:`_usual` says."""
+    usual = _usual(rows, columns, depth, widest)
+    known = next((TILES[most] for most in TILES if columns <= most), TILES[64])
+    valid = {_sizes(tile): tile for tile in (usual, *known) if tile.step % widest == 0}
+    return valid[choose_next("product", list(valid), _sizes(usual))]
+
+
+def _sizes(tile: Tile) -> tuple[int, ...]:
+    return (tile.rows, tile.columns, tile.high, tile.wide, tile.step)
+
+
+def _usual(rows: Expr, columns: int, depth: Expr, widest: int) -> Tile:
     """Choose the tile of a product: the largest that the result fills and that is there often.
 
     `widest` are the elements of the widest access along the depth, of which a step has whole ones.
@@ -98,8 +123,7 @@ def plan_tile(rows: Expr, columns: int, depth: Expr, widest: int = 1) -> Tile:
         return Tile(32, 16, 2, 4) if few else Tile(64, 16, 4, 4)
     if columns <= 32:
         return Tile(32, 32, 4, 4) if few else Tile(64, 32, 8, 4)
-    # Half a step: a thread that stages more of it through Vulkan takes twice the time.
-    large = Tile(128, 64, 16, 8, step=max(STEP // 2, widest))
+    large = replace(LARGE, step=max(LARGE.step, widest))
     high, deep = static(rows), static(depth)
     if high is not None and deep is not None and -high % large.rows < large.rows // 4:
         tiles = ceil_div(high, large.rows) * ceil_div(columns, large.columns)
@@ -133,7 +157,8 @@ def plan_splits(tiles: tuple[Expr, Expr], steps: Expr, beside: int = 0) -> int:
     if down is None or across is None or deep is None:
         return 1
     room = round(GROUPS / (down * across)) if not beside else (GROUPS - beside) // (down * across)
-    return max(1, min(room, deep // LEAST_STEPS))
+    usual = max(1, min(room, deep // LEAST_STEPS))
+    return choose_next("cut", [n for n in PARTS if n <= deep], usual)
 
 
 def split_count(steps: Expr, wanted: int) -> int:

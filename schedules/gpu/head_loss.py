@@ -98,13 +98,15 @@ class _HeadLoss:
         if self.dh is None:
             return
         product = self._gradient_product()
-        parts = product(0).parts() if product(0).splits > 1 else None
+        # Every chunk's product is laid out as the first one's, whose parts they all use.
+        layout = product(0)
+        parts = layout.parts() if layout.splits > 1 else None
 
         def differentiate(first: Expr, index: Expr) -> None:
             if self.chunks.count > 1:
                 self._multiply(first)
             self._differentiate(first)
-            self._accumulate(product(first), parts, index)
+            self._accumulate(product(first, layout), parts, index)
 
         self.chunks.each(differentiate)
 
@@ -151,18 +153,23 @@ class _HeadLoss:
 
         over_rows(self.gpu, self.chunks.size, self.tokens.padded, element)
 
-    def _gradient_product(self) -> Callable[[Expr], Product]:
-        """Return what makes the product of a chunk's ``dlogits^T`` and its rows of the table."""
+    def _gradient_product(self) -> Callable[..., Product]:
+        """Return what makes the product of a chunk's ``dlogits^T`` and its rows of the table.
+
+        It takes the chunk's first row and, for all but the first product, the one to be like.
+        """
 
         def fetch(token: Expr, row: Expr) -> Expr:
             return load(self.logits, row, token, lanes=LANES)
 
         left = Operand(fetch, along_depth=False)
 
-        def product(first: Expr) -> Product:
+        def product(first: Expr, like: Product | None = None) -> Product:
             right = by_columns(self.gpu, self.table, lambda row: self.chunks.row(row + first))
             tokens, rows = self.tokens.padded, self.chunks.size
-            return Product(self.gpu, tokens, self.columns, rows, left, right)
+            size = tokens, self.columns, rows
+            splits, tile = (like.splits, like.tile) if like else (None, None)
+            return Product(self.gpu, *size, left, right, splits, tile)
 
         return product
 

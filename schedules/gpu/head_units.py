@@ -27,6 +27,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import MatrixUnit, Target
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, branch, shape, splat, static, when
 from .elements import constant
 from .half_block import EIGHT, HalfBlock, RowShare
@@ -88,9 +89,11 @@ def _tile(gpu: Gpu, unit: MatrixUnit, tokens: int, vectors: int) -> MatrixTile |
         for tile in fitted
         if tile and tile.memory <= limits.shared_bytes and tile.threads(WARP) <= limits.max_threads
     ]
-    if tokens <= SHORT:
-        return min(tiles, key=lambda tile: tile.rows, default=None)
-    return next(iter(tiles), None)
+    if not tiles:
+        return None
+    usual = min(tiles, key=lambda tile: tile.rows) if tokens <= SHORT else tiles[0]
+    rows = choose("tokens", [tile.rows for tile in tiles], usual.rows)
+    return next(tile for tile in tiles if tile.rows == rows)
 
 
 def plan(vocabulary: int, tokens: int, gradient: bool) -> Chunks:
@@ -144,7 +147,9 @@ class _HeadLoss:
         across = ceil_div(self.columns, self.tile.columns)
         wanted = GROUPS * cores(self.gpu) // (self.down * across)
         steps = self.chunks.size // (EIGHT * self.tile.step)
-        self.splits = max(1, min(wanted, steps // LEAST_STEPS))
+        usual = max(1, min(wanted, steps // LEAST_STEPS))
+        cuts = dict.fromkeys([*(n for n in (1, 2, 4, 8) if n <= steps), usual])
+        self.splits = choose("parts", tuple(cuts), usual)
         parts = None
         if self.dh is not None and self.splits > 1:
             parts = scratch([self.splits, *shape(self.dh)])

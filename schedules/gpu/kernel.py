@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -173,16 +174,21 @@ def dot4(left: Expr, right: Expr, total: Expr) -> Expr:
     return T.call_pure_extern("int32", DOT, left, right, total)
 
 
-def elements(count: Expr, threads: int, body: Callable[[Expr], None]) -> None:
-    """Launch a thread for each element and emit ``body(index)``."""
-    with launch([ceil_div(count, threads)], [threads]) as (block, thread):
-        index = bind(block * threads + thread)
+def elements(count: Expr, threads: int, body: Callable[[Expr], None], several: int = 1) -> None:
+    """Launch a thread for every `several` elements and emit ``body(index)`` for each of them.
+
+    Neighbouring threads have neighbouring elements.
+    """
+    share = threads * several
+    with launch([ceil_div(count, share)], [threads]) as (block, thread):
         size = static(count)
-        exact = size is not None and size % threads == 0
-        if exact:
-            body(index)
-        else:
-            when(index < count, lambda: body(index))
+        exact = size is not None and size % share == 0
+        for turn in range(several):
+            index = bind(block * share + turn * threads + thread)
+            if exact:
+                body(index)
+            else:
+                when(index < count, partial(body, index))
 
 
 def strided(count: int, threads: int, thread: Expr, body: Callable[[Expr], None]) -> None:

@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, branch, shape, static, when
 from .kernel import Gpu, barrier, build, ceil_div, launch, loop, registers, shared
 from .vectors import LANES, fours, held, lane
@@ -20,7 +21,7 @@ from .vectors import LANES, fours, held, lane
 ACROSS = 32
 """Threads along a row, at most."""
 ROWS = 4
-"""Rows of a thread."""
+"""Rows of a thread, by default."""
 TOKENS = 4
 """Tokens of a thread, where there are several."""
 BYTES = 16
@@ -77,23 +78,29 @@ class _Logits:
         self.unpack = (_cast_halves if gpu.widens else _halves) if self.half else _integers
         self.units = self.columns // (BYTES // 2 if self.half else BYTES)
         self.across = next((n for n in (32, 16, 8) if self.units % n == 0), ACROSS)
-        self.threads = gpu.threads
+        counts = [count for count in (64, 128, 256) if count <= gpu.threads]
+        self.threads = choose("threads", counts or [gpu.threads], gpu.threads)
         self.groups = self.threads // self.across
+        assert gpu.target.limits is not None
+        room = gpu.target.limits.shared_bytes // (4 * TOKENS * self.groups * (self.across + 1))
+        each = [count for count in (1, 2, ROWS, 8) if count == ROWS or count <= room]
+        self.each = choose("rows of a thread", each, ROWS)
         self.rows = shape(table)[0]
 
     def emit(self, height: int) -> None:
         """Emit the launch, with `height` tokens for each thread."""
-        per_group = self.groups * ROWS
+        per_group = self.groups * self.each
         grid = [ceil_div(self.rows, per_group), ceil_div(self.tokens, height)]
         with launch(grid, [self.threads]) as (block, down, thread):
             side, group = bind(thread % self.across), bind(thread // self.across)
             first = bind(block * per_group)
             row = [
-                bind(tirx.min(first + r * self.groups + group, self.rows - 1)) for r in range(ROWS)
+                bind(tirx.min(first + r * self.groups + group, self.rows - 1))
+                for r in range(self.each)
             ]
             token = [bind(tirx.min(down * height + t, self.tokens - 1)) for t in range(height)]
-            sums = registers([ROWS * height], VECTOR)
-            for i in range(ROWS * height):
+            sums = registers([self.each * height], VECTOR)
+            for i in range(self.each * height):
                 T.buffer_store(sums, T.broadcast(T.float32(0.0), LANES), [i])
             self._multiply(side, row, token, sums)
             self._finish(thread, side, group, first, down * height, sums)
@@ -135,7 +142,7 @@ class _Logits:
     ) -> None:
         """Emit the sums over a row's threads, the scale and the store."""
         count, pitch = int(sums.shape[0]), self.across + 1
-        height = count // ROWS
+        height = count // self.each
         # A row's partial sums begin at a bank of their own.
         memory = shared([count * self.groups * pitch])
         for i in range(count):

@@ -17,6 +17,7 @@ from functools import partial
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..decisions import choose_next
 from ..tir import Buffer, Expr, bind, shape, splat, when
 from .elements import threads as elementwise_threads
 from .kernel import Gpu, barrier, ceil_div, elements, launch, loop, registers, scratch, shared
@@ -120,7 +121,8 @@ class _Sums:
         self.ends = list(itertools.accumulate(counts))
         steps = ceil_div(tokens, self.slots * UNROLL)
         wanted = 1 if few else max(1, min(GROUPS // self.ends[-1], steps))
-        self.steps = ceil_div(steps, wanted)
+        cuts = [n for n in (1, 2, 4, 8, 16) if n <= steps]
+        self.steps = ceil_div(steps, choose_next("slabs", cuts, wanted))
         self.parts = ceil_div(steps, self.steps)
 
     def emit(self, stores: list[Callable[[Expr], Store]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ...targets import MatrixUnit
+from ..decisions import choose_next
 from .kernel import Gpu, ceil_div
 from .ternary_tile import cores
 from .vectors import LANES
@@ -103,9 +104,9 @@ def choose(
     elements: int,
     splits: tuple[int, ...] = (1,),
 ) -> tuple[MatrixTile, int] | None:
-    """Return the tile and the number of parts of the depth that are quickest as estimated.
+    """Return the tile and the number of parts of the depth, None where no tile fits the device.
 
-    None where no tile fits the device.
+    They are the recorded ones, or those that are quickest as estimated.
 
     Parameters
     ----------
@@ -143,4 +144,10 @@ def choose(
         for parts in splits
         if vectors // tile.step % parts == 0
     ]
-    return min(plans, key=time, default=None)
+    if not plans:
+        return None
+    named: dict[tuple[int, ...], tuple[MatrixTile, int]] = {
+        (tile.rows, tile.columns, parts): (tile, parts) for tile, parts in plans
+    }
+    tile, parts = min(plans, key=time)
+    return named[choose_next("units", list(named), (tile.rows, tile.columns, parts))]

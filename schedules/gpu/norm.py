@@ -9,12 +9,25 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..decisions import choose
 from ..tir import Buffer, Expr, bind, shape
 from .elements import constant, has_static_columns, load, splat, store
 from .gated import activation
 from .kernel import Gpu, build, launch, registers, strided
 from .reduction import reduction
 from .vectors import LANES, lane
+
+
+def row_threads(gpu: Gpu) -> int:
+    """Return the threads that share a row, a power of two."""
+    counts = [count for count in (32, 64, 128, 256, 512) if count <= _most(gpu)]
+    return choose("row threads", counts or [gpu.threads], gpu.threads)
+
+
+def _most(gpu: Gpu) -> int:
+    """Return the threads of the largest work-group."""
+    assert gpu.target.limits is not None
+    return gpu.target.limits.max_threads
 
 
 class _Row:
@@ -35,13 +48,14 @@ class _Row:
     def __init__(self, gpu: Gpu, thread: Expr, columns: int, sums: int) -> None:
         self.gpu, self.thread, self.columns, self.sums = gpu, thread, columns, sums
         self.lanes = LANES if columns % LANES == 0 else 1
-        self.reduction = reduction(gpu, gpu.threads, thread, sums)
+        self.threads = row_threads(gpu)
+        self.reduction = reduction(gpu, self.threads, thread, sums)
         self.mine = registers([sums])
 
     def each(self, body: Callable[[Expr], None]) -> None:
         """Emit ``body(first column)`` for the thread's share of the row."""
         steps = self.columns // self.lanes
-        strided(steps, self.gpu.threads, self.thread, lambda i: body(i * self.lanes))
+        strided(steps, self.threads, self.thread, lambda i: body(i * self.lanes))
 
     def total(self, terms: Callable[[Expr], list[Expr]]) -> list[Expr]:
         """Emit the sums over the row of what ``terms(first column)`` returns."""
@@ -80,7 +94,7 @@ def rms_norm(
 def emit_norm(gpu: Gpu, x: Buffer, weight: Buffer, y: Buffer, epsilon: float) -> None:
     """Emit the launch of ``y = x / rms(x) * weight``."""
     rows, columns = shape(x)
-    with launch([rows], [gpu.threads]) as (t, thread):
+    with launch([rows], [row_threads(gpu)]) as (t, thread):
         row = _Row(gpu, thread, columns, 1)
 
         def square(i: Expr) -> list[Expr]:
@@ -105,7 +119,7 @@ def rms_norm_vjp(
     def body(dy: Buffer, x: Buffer, weight: Buffer, *rest: Buffer) -> None:
         *added, dx = rest
         rows, columns = shape(x)
-        with launch([rows], [gpu.threads]) as (t, thread):
+        with launch([rows], [row_threads(gpu)]) as (t, thread):
             row = _Row(gpu, thread, columns, 2)
 
             def at(i: Expr) -> tuple[Expr, Expr]:
@@ -142,7 +156,7 @@ def gated_norm_vjp(
 
     def body(dy: Buffer, gate_up: Buffer, weight: Buffer, adjoint: Buffer) -> None:
         rows, columns = shape(dy)
-        with launch([rows], [gpu.threads]) as (t, thread):
+        with launch([rows], [row_threads(gpu)]) as (t, thread):
             row = _Row(gpu, thread, columns, 2)
 
             def at(i: Expr) -> tuple[Expr, Expr, Expr, Expr]:

@@ -12,6 +12,7 @@ from functools import partial
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..decisions import choose_next
 from ..linear import Linear
 from ..ternary import TWO_BIT, Packing
 from ..tir import Buffer, Expr, bind, shape, static, when
@@ -134,7 +135,9 @@ class Tokens:
     def emit(self, lora_scale: float) -> None:
         """Emit the launch that fills the buffers."""
         self.vectors = self.columns // LANES
-        self.threads = min(self.gpu.threads, max(power_of_two(self.vectors), 32))
+        usual = min(self.gpu.threads, max(power_of_two(self.vectors), 32))
+        counts = [count for count in (64, 128, 256) if count <= usual]
+        self.threads = choose_next("quantiser", counts, usual)
         self.steps = ceil_div(self.vectors, self.threads)
         groups = ceil_div(self.tokens, self.height)
         grid = [groups, 1, 1]

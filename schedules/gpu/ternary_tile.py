@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..decisions import choose_next
 from ..tir import Expr, static
 from .kernel import Gpu, ceil_div
 from .vectors import LANES
@@ -86,19 +87,27 @@ def cores(gpu: Gpu) -> int:
 
 
 def choose(gpu: Gpu, tokens: Expr, rows: int) -> Tile:
-    """Return the tile for a number of tokens, static or not, and rows: the quickest as estimated.
+    """Return the tile for a number of tokens, static or not, and rows.
+
+    It is the recorded one, or the quickest as estimated.
 
     A launch lasts as long as the core with the most work-groups.
     """
     wide = [tile for tile in WIDE if tile.threads <= gpu.threads]
     tiles = wide if gpu.shared and wide else list(NARROW)
     count, available = static(tokens), cores(gpu)
+
+    def recorded(usual: Tile) -> Tile:
+        sizes: dict[tuple[int, ...], Tile] = {(t.tokens, t.fours, t.across, t.down, t.parts): t for t in tiles}
+        names = {tile: name for name, tile in sizes.items()}
+        return sizes[choose_next("dots", list(sizes), names[usual])]
+
     if count is None:
-        return next((tile for tile in tiles if tile.height <= PROMPT), tiles[-1])
+        return recorded(next((tile for tile in tiles if tile.height <= PROMPT), tiles[-1]))
 
     def time(tile: Tile) -> float:
         across, down = ceil_div(rows, tile.rows), ceil_div(count, tile.height)
         area = tile.height * tile.rows
         return ceil_div(across * down, available) * area * tile.cost
 
-    return min(tiles, key=time)
+    return recorded(min(tiles, key=time))

@@ -17,6 +17,8 @@ from bitfabric.compiler.cache import key_of
 from bitfabric.compiler.compile import TUNING
 from bitfabric.compiler.tuning.applied import Tuning, devices_of, summary
 from bitfabric.compiler.tuning.kernels import kernels_of
+from bitfabric.compiler.tuning.measure import Measurer
+from bitfabric.compiler.tuning.pool import Pool
 from bitfabric.compiler.tuning.records import (
     Device,
     Record,
@@ -28,6 +30,7 @@ from bitfabric.compiler.tuning.records import (
 )
 from bitfabric.compiler.tuning.signature import Signature, distance, signature_of
 from bitfabric.compiler.tuning.store import append, read, write
+from bitfabric.compiler.tuning.tuner import Tuner
 from bitfabric.models import RandomCheckpoint
 from bitfabric.targets import FabricError, get_target, host_cpu
 from hypothesis import given
@@ -219,6 +222,18 @@ def test_only_records_of_the_same_kind_of_device_count(monkeypatch: pytest.Monke
     for wrong in ({"target": "adreno"}, {"features": ("mmx",)}, {"tvm": "0.1"}):
         stranger = Tuning(host_cpu(), [replace(mine, **wrong)], HERE)
         assert decided(stranger, toy(64), monkeypatch) == {}
+
+
+def test_a_search_begins_with_what_other_targets_records_say() -> None:
+    kernels = [k for k in kernels_of(BASE, host_cpu(), OPTIONS) if k.signature.kernel == "adamw"]
+    other = "cpu-avx2" if host_cpu().name != "cpu-avx2" else "cpu-avx512"
+    mine = a_record(kernels[0].signature, chunk=2048)
+    append(user_file(other), replace(mine, target=other).to_json())
+    with Pool([Measurer(host_cpu())], print) as pool:
+        (task,) = Tuner(kernels, host_cpu(), HERE, pool).tasks
+    assert task.search.propose(1)[0]["chunk"] == 2048
+    assert task.record is None
+    assert not task.skipped
 
 
 def test_the_digest_changes_with_the_records() -> None:

@@ -106,6 +106,20 @@ def test_nothing_is_tried_twice_and_a_small_space_ends() -> None:
     assert search.expected_gain == 0.0
 
 
+def test_what_turns_out_to_be_another_candidate_is_not_proposed_again() -> None:
+    """A rule that does not ask for a decision makes several candidates one."""
+    with deciding({}) as asked:
+        choose("a", (1, 2), 1)
+        choose("b", (1, 2), 1)
+    search = Search(asked, lambda v: {}, CostModel("toy"), random.Random(0))
+    while batch := search.propose(2):
+        search.seen.update(identity(values) for values in batch)
+        search.tell([])
+    assert search.trials == 0
+    assert len(search.seen) == search.size - 1
+    assert search.expected_gain == 0.0
+
+
 def test_what_is_in_vain_is_expected_to_gain_less() -> None:
     search = Search(rule({}), lambda v: {}, CostModel("toy"), random.Random(0))
     hope = [search.expected_gain]

@@ -13,7 +13,8 @@ from bitfabric.compiler.tuning.arguments import arguments_of
 from bitfabric.compiler.tuning.kernels import Kernel, kernels_of
 from bitfabric.compiler.tuning.worker import built
 from bitfabric.runtime.kernel_bench import KernelBench
-from bitfabric.schedules.decisions import choose, deciding
+from bitfabric.schedules import FAMILIES
+from bitfabric.schedules.decisions import choose, choose_next, deciding, given
 from bitfabric.targets import Target, host_cpu
 from tvm import tirx
 
@@ -49,6 +50,24 @@ def test_a_decision_is_made_once() -> None:
     answers = iter((2, 4))
     with deciding(lambda choice: next(answers)):
         assert [choose("tile", (1, 2, 4), 1) for _ in range(3)] == [2, 2, 2]
+
+
+def test_a_decision_made_several_times_has_a_name_each_time() -> None:
+    with deciding({"tile": 2, "tile 2": 4}) as asked:
+        assert [choose_next("tile", (1, 2), 1), choose_next("tile", (1, 4), 8)] == [2, 4]
+    assert asked.choices["tile 2"].options == (1, 4, 8)
+    assert choose_next("tile", (1, 2), 3) == 3
+
+
+def test_a_value_that_a_rule_does_not_accept_is_not_taken() -> None:
+    with deciding({"trace": "good"}) as asked:
+        assert given("trace", lambda value: 1 if value == "bad" else None) is None
+        assert asked.values == {}
+        assert given("trace", lambda value: f"{value} one") == "good one"
+    assert asked.values == {"trace": "good"}
+    with deciding(lambda choice: choice.options[0]):
+        assert given("trace", lambda value: value) is None
+    assert given("trace", lambda value: value) is None
 
 
 def test_two_questions_of_one_name_are_a_mistake() -> None:
@@ -117,9 +136,27 @@ def test_no_decision_changes_a_result_on_any_target(target: Target) -> None:
         assert compare(kernel, 6) == [], kernel.signature.title
 
 
+FIXED = {"compressed_adamw", "dropout", "rope_table"}
+"""Kernels whose layout is what their data is laid out by, or that are no part of a step."""
+
+
 @every_gpu
-def test_decisions_change_no_result_on_a_device(target: Target) -> None:
-    asking = one_of_each(target)
-    assert {"fused_bitlinear", "sum_squares"} <= set(asking)
-    for name in ("fused_bitlinear", "sum_squares"):
-        assert compare(asking[name], 1) == [], name
+def test_every_rule_of_a_device_asks(target: Target) -> None:
+    """As many kernels have something to decide as are laid out by rules of ours."""
+    asking = set(one_of_each(target))
+    # The gate's adjoint alone is of models without a norm behind it.
+    absent = {"*", "head_loss_forward", "gated_activation_vjp", *FIXED}
+    assert {rule.kernel for rule in FAMILIES["gpu"]} - absent <= asking
+
+
+@every_gpu
+@pytest.mark.parametrize("name", ["fused_bitlinear", "bitlinear_vjp", "attention", "sum_squares"])
+def test_decisions_change_no_result_on_a_device(target: Target, name: str) -> None:
+    assert compare(one_of_each(target)[name], 2) == []
+
+
+@pytest.mark.slow
+@every_gpu
+def test_no_decision_changes_a_result_on_any_device(target: Target) -> None:
+    for kernel in kernels(target):
+        assert compare(kernel, 4) == [], kernel.signature.title
