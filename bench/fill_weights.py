@@ -23,6 +23,11 @@ def values(spec: dict[str, Any], generator: np.random.Generator) -> np.ndarray:
         return np.ones(shape, dtype)
     if spec["name"].endswith("_scale"):
         return np.full(shape, 0.02 if len(shape) == 1 and shape[0] < 8 else 2e-4, dtype)
+    if spec["name"] == "span":  # of a layer that is not local
+        return np.array([0, 1 << 30], dtype)
+    if dtype == np.int32 and len(shape) == 2:  # two float16 a word
+        halves = generator.standard_normal((shape[0], 2 * shape[1]), np.float32)
+        return (0.02 * halves).astype(np.float16).view(np.int32)
     if dtype == np.int32:  # sixteen codes 0, 1 or 2 a word
         words = np.zeros(shape, np.uint32)
         for field in range(16):

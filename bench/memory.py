@@ -1,26 +1,33 @@
-"""Peak memory of LoRA training: every published size, resident and streamed, planned and measured.
+"""Peak memory of LoRA training: every published size in both packings, and against dense models.
 
-Run as ``python bench/memory.py [--model 125M ...] [--target cpu] [--run 125M]``: rank 8 on
-all modules, one row of 128 tokens. The plan is what `fabric compile` writes into the manifest. A
-measurement is a process of its own, and what counts is its resident memory with the mapped weight
-files, or the device's; it must stay below the plan. Models up to the bound are compiled into
-`--folder` and measured.
+Run as ``python bench/memory.py sizes [--run 125M ...]`` for a line for each size, packing and way
+to hold the layers, planned and, of the sizes after `--run`, measured; or as ``python
+bench/memory.py compare`` for BitNet 1B beside a Gemma-3-1B-shaped and a Qwen3-0.6B-shaped model in
+float16, compiled by the same compiler. All have rank 8 on all modules and one row of 128 tokens.
+
+The plan is what `fabric compile` writes into the manifest. A measurement is a process of its own
+that opens a bundle and takes steps; what counts is its resident memory with the mapped weight files
+(and without what else the system has in its page cache), or the device's. Bundles are compiled into
+`--folder` and kept there, unless `--forget` removes each once it is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-CONTEXT, STEPS, MIB = 128, 3, 1 << 20
+CONTEXT, STEPS, MIB = 128, 2, 1 << 20
+"""The second step has all that the first one leaves behind: moments, and pools as they grew."""
 SIZES = ("125M", "350M", "1B", "2.7B", "3.8B", "7B", "13B")
+PACKINGS = ("2bit", "1.6bit")
 LEAST: dict[str, Any] = {
-    "packing": "1.6bit",
     "moments": "int8",
     "gradients": "layer",
     "host_ends": True,
@@ -33,6 +40,38 @@ WAYS: dict[str, dict[str, Any]] = {
     "resident, the rest as small as can be": LEAST,
     "streamed, the rest as small as can be": {"resident_layers": 0, **LEAST},
 }
+SAVINGS: dict[str, dict[str, Any]] = {
+    "f32 moments": {"recompute": "all"},
+    "int8 moments": {"moments": "int8", "recompute": "all"},
+    "int8 moments, one layer's gradients": {"moments": "int8", "gradients": "layer"},
+    "the rest as small as can be": LEAST,
+}
+"""What a training may save, whatever the model; none keeps activations but the layers' inputs."""
+DENSE = ("gemma3-1b", "qwen3-0.6b")
+GOALS = {"gemma3-1b": (0.778, 0.80), "qwen3-0.6b": (0.656, 0.70)}
+"""Of BitNet 1B: the least share of a dense model's memory that it has to do without, and the goal.
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and what differs from the compiler's default options."""
+
+    model: str
+    changes: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The bundle's name in a folder."""
+        values = (f"{name}_{value}" for name, value in sorted(self.changes.items()))
+        return "-".join((self.model, *values)).replace(".", "_")
+
+    @property
+    def options(self) -> Any:
+        """What the model is compiled with."""
+        from bitfabric.compiler import CompileOptions
+
+        return replace(CompileOptions(context=CONTEXT), **self.changes)
 
 
 def measure(path: Path) -> dict[str, Any]:
@@ -56,55 +95,105 @@ def measure(path: Path) -> dict[str, Any]:
     return {"memory": memory, "planned": planned, "losses": losses}
 
 
-def measured(size: str, way: str, target: str, folder: Path) -> dict[str, Any]:
-    """Compile a size for a way, unless the folder has it, and measure it in its own process."""
-    from bitfabric.cli.targets import chosen_target
-    from bitfabric.compiler import CompileOptions, compile_model
-    from bitfabric.models import open_model
-
-    path = folder / f"{size}-{list(WAYS).index(way)}.fabric"
+def compiled(case: Case, target: str, folder: Path) -> Path:
+    """Return a case's bundle, compiled unless the folder has it: then no compiler is needed."""
+    path = folder / f"{case.label}.fabric"
     if not (path / "manifest.json").is_file():
-        options = replace(CompileOptions(context=CONTEXT), **WAYS[way])
-        compile_model(open_model(f"random:{size}"), chosen_target(target), options, path)
-    command = [sys.executable, __file__, "--measure", str(path)]
+        from bitfabric.cli.targets import chosen_target
+        from bitfabric.compiler import compile_model
+        from bitfabric.models import open_model
+
+        compile_model(open_model(f"random:{case.model}"), chosen_target(target), case.options, path)
+    return path
+
+
+def cases() -> list[Case]:
+    """Return what :func:`compare` measures, dense models first."""
+    sides = [(model, {"head": "f16"}) for model in DENSE]
+    sides += [("1B", {"packing": packing}) for packing in PACKINGS]
+    return [Case(m, {**changes, **saving}) for m, changes in sides for saving in SAVINGS.values()]
+
+
+def measured(case: Case, target: str, folder: Path, forget: bool) -> dict[str, Any]:
+    """Compile a case, unless the folder has it, and measure it in its own process."""
+    path = compiled(case, target, folder)
+    command = [sys.executable, __file__, "measure", str(path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
+    if forget:
+        shutil.rmtree(path)
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def planned(size: str, way: str, target: str) -> float:
-    """Return the planned peak of a size, MiB."""
+def planned(case: Case, target: str) -> float:
+    """Return the planned peak of a case, MiB."""
     from bitfabric.cli.targets import chosen_target
-    from bitfabric.compiler import CompileOptions
     from bitfabric.compiler.memory import predicted_footprints
     from bitfabric.compiler.plan import training_plan
     from bitfabric.models import open_model
 
-    options = replace(CompileOptions(context=CONTEXT), **WAYS[way])
-    config, chosen = open_model(f"random:{size}").config, chosen_target(target)
-    found = predicted_footprints(config, chosen, options)
-    return training_plan(config, chosen, options, found).peak / MIB
+    config, chosen = open_model(f"random:{case.model}").config, chosen_target(target)
+    found = predicted_footprints(config, chosen, case.options)
+    return training_plan(config, chosen, case.options, found).peak / MIB
+
+
+def sizes(arguments: argparse.Namespace) -> None:
+    """Print a line for every size, packing and way."""
+    head = "model", "packing", "layers and gradients", "planned MiB", "measured MiB"
+    print("{:6} {:7} {:32} {:>12} {:>13}".format(*head))
+    for size in arguments.model or SIZES:
+        for packing in PACKINGS:
+            for way, changes in WAYS.items():
+                case, taken = Case(size, {"packing": packing, **changes}), ""
+                if size in (arguments.run or ()):
+                    found = measured(case, arguments.target, arguments.folder, arguments.forget)
+                    taken = f"{found['memory']:,.0f}"
+                peak = planned(case, arguments.target)
+                print(f"{size:6} {packing:7} {way:32} {peak:12,.0f} {taken:>13}", flush=True)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Print the dense models' memory, then BitNet's and by how much it is less.
+
+    Against a dense model with the same savings, and, in brackets, with none.
+    """
+    target, folder, forget = arguments.target, arguments.folder, arguments.forget
+    print(f"{'model':10} {'weights':8} {'training':36} {'planned MiB':>11} {'measured MiB':>12}")
+    memory: dict[tuple[str, str, str], float] = {}
+    for case, saving in zip(cases(), itertools.cycle(SAVINGS)):
+        weights = str(case.changes.get("packing", "f16"))
+        found = measured(case, target, folder, forget)
+        memory[case.model, weights, saving] = found["memory"]
+        figures = f"{found['planned']:11,.0f} {found['memory']:12,.0f}"
+        print(f"{case.model:10} {weights:8} {saving:36} {figures}", flush=True)
+    print(f"\nBitNet 1B takes less than, by:\n{'':48} " + " ".join(f"{m:>18}" for m in DENSE))
+    for packing, saving in itertools.product(PACKINGS, SAVINGS):
+        ours, shares = memory["1B", packing, saving], []
+        for model in DENSE:
+            alike, plain = (1 - ours / memory[model, "f16", s] for s in (saving, "f32 moments"))
+            shares.append(f"{alike:8.1%} ({plain:6.1%})")
+        print(f"1B {packing:8} {saving:36} " + " ".join(f"{share:>18}" for share in shares))
+    least = (f"{low:.1%}, goal {goal:.0%}" for low, goal in GOALS.values())
+    print(f"{'at least':48} " + " ".join(f"{text:>18}" for text in least))
 
 
 def main() -> None:
-    """Print a line for every size and way."""
+    """Do what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=SIZES, action="append")
-    parser.add_argument("--target", default="cpu")
-    parser.add_argument("--folder", type=Path, default=Path("bundles"))
-    parser.add_argument("--run", choices=SIZES, action="append", help="compile and measure these")
-    parser.add_argument("--measure", type=Path, help="measure one bundle in this process")
+    commands = parser.add_subparsers(dest="what", required=True)
+    for name, does in (("sizes", sizes), ("compare", compare)):
+        command = commands.add_parser(name)
+        command.set_defaults(does=does)
+        command.add_argument("--target", default="cpu")
+        command.add_argument("--folder", type=Path, default=Path("bundles"))
+        command.add_argument("--forget", action="store_true", help="keep no bundle")
+        if name == "sizes":
+            command.add_argument("--model", choices=SIZES, action="append")
+            command.add_argument("--run", choices=SIZES, action="append", help="measure these")
+    command = commands.add_parser("measure", help="measure one bundle in this process")
+    command.add_argument("path", type=Path)
+    command.set_defaults(does=lambda of: print(json.dumps(measure(of.path))))
     arguments = parser.parse_args()
-    if arguments.measure is not None:
-        print(json.dumps(measure(arguments.measure)))
-        return
-    print(f"{'model':6} {'layers and gradients':38} {'planned MiB':>12} {'measured MiB':>13}")
-    for size in arguments.model or SIZES:
-        for way in WAYS:
-            taken = ""
-            if size in (arguments.run or ()):
-                taken = f"{measured(size, way, arguments.target, arguments.folder)['memory']:,.0f}"
-            peak = planned(size, way, arguments.target)
-            print(f"{size:6} {way:38} {peak:12,.0f} {taken:>13}", flush=True)
+    arguments.does(arguments)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parents[1] / "README.md"
 TORCH = "torch-h200.json"
 """A list of what `fabric bench --against torch --json` said on one H200, where there is one."""
+MEMORY = "memory-compare-cpu-avx512.txt"
+"""What `bench/memory.py compare` printed, where there is one."""
 MODELS = ("125M", "1B")
 ROWS = {
     "LoRA training": "train",
@@ -132,10 +134,33 @@ def torch_table() -> list[str]:
     return lines
 
 
+_MEASURED = re.compile(r"(\S+) +(f16|2bit|1\.6bit) +(\S.*?) {2,}[\d,]+ +([\d,]+)")
+
+
+def memory_table() -> list[str]:
+    """Return the lines of the training memory beside dense models, a row for each saving."""
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for line in (RESULTS / MEMORY).read_text(encoding="utf-8").splitlines():
+        if match := _MEASURED.fullmatch(line.rstrip()):
+            model, weights, saving, mib = match.groups()
+            found.setdefault(saving, {})[model, weights] = float(mib.replace(",", ""))
+    dense = {model: name for model, name in next(iter(found.values())) if name == "f16"}
+    lines = [f"| | BitNet 1B | {' | '.join(dense)} |", "| --- |" + " --- |" * (len(dense) + 1)]
+    for saving, memory in found.items():
+        ours = memory["1B", "1.6bit"]
+        cells = [f"{number(ours)} MiB"]
+        for model in dense:
+            other = memory[model, "f16"]
+            cells.append(f"{number(other)} MiB: {1 - ours / other:.1%} less")
+        lines.append(f"| {saving} | {' | '.join(cells)} |")
+    return lines
+
+
 TABLES: Mapping[str, list[str]] = {
     "processor": processor_table(),
     "h200": device_table(),
     **({"torch": torch_table()} if (RESULTS / TORCH).is_file() else {}),
+    **({"memory": memory_table()} if (RESULTS / MEMORY).is_file() else {}),
 }
 
 

@@ -20,6 +20,7 @@ from ..models.config import ModelConfig
 from ..models.graph import attention_shape
 from ..models.kernels import KV_CACHES
 from ..models.lora import adapter_layout
+from ..models.packing import DENSE
 from ..targets import FabricError, Target, host_triple
 from ..targets.manifest import MANIFEST, SCHEMA, digest, sha256
 from .options import CompileOptions
@@ -62,7 +63,7 @@ def manifest_of(
         },
         "adapter": asdict(adapter_layout(model.config, lora)),
         "head": options.head,
-        "packing": options.packing,
+        "packing": DENSE if model.config.dense else options.packing,
         "moments": options.moments,
         "cache": cache_layout(model.config, options.kv_cache),
         "weights": weights,

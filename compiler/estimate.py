@@ -118,7 +118,7 @@ def estimate(
 
 def _training_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:
     tokens, depth = options.context * options.micro_batch, config.num_layers
-    product = 2.0 * config.ternary_parameters * tokens
+    product = 2.0 * config.linear_parameters * tokens
     adapter = 2.0 * adapter_layout(config, options.lora).parameters * depth * tokens
     # Scores and mixing, forward twice (once recomputed) and five products backward, half masked.
     attention = 9 * 0.5 * 2.0 * tokens * options.context * config.attention_size * depth
@@ -129,6 +129,8 @@ def _training_seconds(config: ModelConfig, options: CompileOptions, speed: Calib
         "lora": 5 * adapter,
         "attention": attention,
     }
+    if config.dense:  # Forth as back, a product of float32 sums.
+        work |= {"ternary forward": 0.0, "straight-through": 3 * product}
     peak = dict.fromkeys(work, speed.float32) | {"ternary forward": speed.int8}
     seconds = sum(work[kind] / (EFFICIENCY[kind] * peak[kind]) for kind in work)
     streamed = STREAMS * tokens * (config.hidden_size + config.intermediate_size) * 4 * depth
@@ -142,6 +144,7 @@ def _token_seconds(config: ModelConfig, options: CompileOptions, speed: Calibrat
     ends = tensor_bytes(head_tensors(config, options.formats.head))
     plain = ends + cache_bytes(config, options)
     calls = config.num_layers * KERNELS_A_LAYER[False] * CALL_SECONDS[False]
-    seconds = layers / speed.ternary + plain / speed.read
+    matrices = speed.read if config.dense else speed.ternary
+    seconds = layers / matrices + plain / speed.read
     uncached = 1.0 - min(CACHED_BYTES / (layers + plain), 1.0)
     return uncached * seconds + calls

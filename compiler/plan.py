@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.config import ModelConfig
-from ..models.graph import KEPT, TensorSpec, attention_shape, head_tensors, layer_tensors
+from ..models.graph import (
+    KEPT,
+    TensorSpec,
+    attention_shape,
+    head_tensors,
+    layer_tensors,
+    rope_width,
+)
 from ..models.kernels import KV_CACHES, moment_type
 from ..models.lora import adapter_layout
 from ..targets import Target
@@ -133,7 +140,7 @@ def training_plan(
     held = (depth,) * len(POINTS) if pooled else (0, depth, depth, depth, 1, 0)
     work, scratch = _workspaces(found, target, state)
     # Rope, the batch, the seeds of dropout, and a handful of numbers.
-    tables = 4 * (options.context * config.head_dim + 3 * tokens + depth + 16)
+    tables = 4 * (options.context * rope_width(config) + 3 * tokens + depth + 16)
     rows = [
         *_fixed(config, target, options, train=True),
         _constant("adapter", depth * adapter),

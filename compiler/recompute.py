@@ -21,7 +21,7 @@ from .differentiate import ADJOINT, FORWARD, kernel_of
 from .options import CompileOptions
 from .sizes import tensor_bytes
 
-COSTLY = ("bitlinear", "fused_bitlinear", "attention")
+COSTLY = ("bitlinear", "fused_bitlinear", "dense", "attention")
 """Kernels whose results are worth keeping: the others pass over what they read once."""
 PLACES: dict[str, tuple[str, ...]] = {
     "none": ("qkv", "attention", "o", "gate_up"),

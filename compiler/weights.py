@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..models import Checkpoint
-from ..models.graph import Formats, HeadFormat, TensorSpec, head_tensors, layer_tensors
+from ..models.graph import Formats, HeadFormat, TensorSpec, head_tensors, layer_span, layer_tensors
 from ..models.lora import linear_groups
 from ..models.packing import PACKINGS, pack
 from ..targets import FabricError
@@ -23,6 +23,12 @@ ROWS_AT_ONCE = 4096
 def layer_arrays(model: Checkpoint, layer: int, packing: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the tensors of one layer by name, one at a time."""
     for group in linear_groups(model.config, ()):
+        if model.config.dense:
+            parts = [model.dense(layer, module) for module in group.modules]
+            name, other = f"{group.name} of layer {layer}", "Use another revision of the model."
+            halves = np.concatenate([_half_precision(name, p, other) for p in parts])
+            yield group.name, halves.view(np.int32)
+            continue
         weights = [model.ternary(layer, module) for module in group.modules]
         codes = np.concatenate([weight.codes for weight in weights])
         yield group.name, pack(codes, PACKINGS[packing])
@@ -31,6 +37,8 @@ def layer_arrays(model: Checkpoint, layer: int, packing: str) -> Iterator[tuple[
         if spec.name.endswith("_norm"):
             norm = model.norm(f"layers.{layer}.{spec.name}")
             yield spec.name, np.ascontiguousarray(norm, np.float32)
+    if model.config.local_layers:
+        yield "span", np.array(layer_span(model.config, layer), np.int32)
 
 
 def quantise_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -45,12 +53,14 @@ def quantise_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, scales
 
 
-def _half_precision(name: str, table: np.ndarray) -> np.ndarray:
+def _half_precision(
+    name: str, table: np.ndarray, remedy: str = "Compile with an int8 head: --head int8"
+) -> np.ndarray:
     half = np.asarray(table).astype(np.float16)
     if not np.isfinite(half).all():
         raise FabricError(
             f"The {name} of this model holds values beyond float16's range.",
-            "Compile with an int8 head: --head int8",
+            remedy,
         )
     return half
 

@@ -66,6 +66,10 @@ _GGUF = (
     "layouts written out again"
 )
 _LLAMA_CPP = "GGUF and GGUF adapter: next tokens against llama.cpp itself (SiLU gate)"
+_DENSE = (
+    "float16 weights, to compare with: logits, losses and LoRA gradients against transformers and "
+    "PEFT",
+)
 
 CATALOG = (
     Verified(
@@ -114,4 +118,6 @@ CATALOG = (
             Published("tiiuae/Falcon-E-3B-Instruct"),
         ),
     ),
+    Verified("gemma3", (), _DENSE, (Published("google/gemma-3-1b-it"),)),
+    Verified("qwen3", (), _DENSE, (Published("Qwen/Qwen3-0.6B"),)),
 )

@@ -1,4 +1,4 @@
-"""What every source of weights gives: ternary codes and scales, one matrix at a time."""
+"""What every source of weights gives, one matrix at a time: ternary codes and scales, or floats."""
 
 from __future__ import annotations
 
@@ -64,9 +64,24 @@ class Checkpoint(ABC):
         self.config = config
         self.tokenizer_files = dict(tokenizer_files or {})
 
-    @abstractmethod
     def ternary(self, layer: int, module: str) -> TernaryWeight:
-        """Give one matrix of one layer; `module` is one of `MODULES`."""
+        """Give one matrix of one layer; `module` is one of `MODULES`.
+
+        Raises
+        ------
+        CheckpointError
+            Where the model is dense: it has no ternary matrices.
+        """
+        raise CheckpointError(
+            f"The linear layers of {self.name} are not ternary.",
+            "Use a BitNet model for this; dense ones can be compiled, trained and run.",
+        )
+
+    def dense(self, layer: int, module: str) -> npt.NDArray[np.floating]:
+        """Give one matrix of one layer of a dense model, float16 or float32 [N, K]."""
+        raise CheckpointError(
+            f"The linear layers of {self.name} are ternary.", "Read them as such."
+        )
 
     @abstractmethod
     def norm(self, name: str) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What a BitNet b1.58 model looks like: the numbers that fix every shape and every formula."""
+"""What a model looks like: the numbers that fix every shape and every formula."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from ..targets import FabricError
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 MODULES = ATTENTION_MODULES + MLP_MODULES
-ACTIVATIONS = ("silu", "relu2")
+ACTIVATIONS = ("silu", "relu2", "gelu")
+OF_LOCAL_LAYERS = ("local_rope_theta", "sliding_window")
+TUPLES = ("eos_token_ids", "local_layers")
+LINEARS = ("ternary", "dense")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only transformer whose linear layers are all BitLinear.
+    """One decoder-only transformer whose linear layers are all BitLinear, or all ordinary ones.
 
     Every layer computes, with RMSNorm everywhere and no bias anywhere::
 
         x += o_proj(sub_norm(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))),  n = norm(x)
         x += down_proj(sub_norm(act(gate_proj(n)) * up_proj(n))),                       n = norm(x)
+
+    A family may have a norm of each head of queries and keys before rope, and one of what is added
+    to x.
 
     Parameters
     ----------
@@ -34,7 +40,7 @@ class ModelConfig:
     rms_norm_eps : float
         Added to the mean square inside every RMSNorm.
     activation : str
-        ``silu`` or ``relu2`` (``max(x, 0) ** 2``), of the gate.
+        ``silu``, ``relu2`` (``max(x, 0) ** 2``) or ``gelu`` (its tanh form), of the gate.
     attention_sub_norm, ffn_sub_norm : bool
         Whether an RMSNorm stands before `o_proj`, and before `down_proj`.
     tied_head : bool
@@ -45,6 +51,17 @@ class ModelConfig:
         Token that opens a document, where the model has one.
     eos_token_ids : tuple of int
         Tokens that end a generation.
+    linear : str
+        ``ternary`` for BitLinear; ``dense`` for float16 matrices.
+    head_norms, output_norms : bool
+        Whether each head of queries and keys has a norm, and each block's output.
+    embedding_scale : float
+        Factor on the token vectors, not on the head.
+    local_layers : tuple of int
+        Layers whose tokens attend to the `sliding_window` last ones alone, themselves included, and
+        whose rotary base is `local_rope_theta`.
+    local_rope_theta, sliding_window : float, int
+        Of these; zero where there are none.
 
     Raises
     ------
@@ -69,12 +86,20 @@ class ModelConfig:
     max_context: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    linear: str = "ternary"
+    head_norms: bool = False
+    output_norms: bool = False
+    embedding_scale: float = 1.0
+    local_layers: tuple[int, ...] = ()
+    local_rope_theta: float = 0.0
+    sliding_window: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             # The annotations are strings here; every plain int and float of the shape is positive.
-            if field.type in ("int", "float") and not value > 0:
+            least = 0 if field.name in OF_LOCAL_LAYERS and not self.local_layers else None
+            if field.type in ("int", "float") and not value > 0 and value != least:
                 raise _contradiction(f"{field.name} is {value}, not a positive number")
         if self.num_heads % self.num_kv_heads:
             raise _contradiction(
@@ -84,6 +109,8 @@ class ModelConfig:
             raise _contradiction(f"head_dim is {self.head_dim}, and rotary positions need pairs")
         if self.activation not in ACTIVATIONS:
             raise _contradiction(f"the gate's activation is {self.activation!r}")
+        if self.linear not in LINEARS:
+            raise _contradiction(f"its linear layers are {self.linear!r}")
 
     @property
     def attention_size(self) -> int:
@@ -116,6 +143,13 @@ class ModelConfig:
     def norm_shapes(self) -> dict[str, int]:
         """Give the length of every norm by its name, layer by layer, `final_norm` last."""
         layer = {"input_norm": self.hidden_size, "post_attention_norm": self.hidden_size}
+        if self.head_norms:
+            layer |= {"query_norm": self.head_dim, "key_norm": self.head_dim}
+        if self.output_norms:
+            layer |= {
+                "attention_output_norm": self.hidden_size,
+                "ffn_output_norm": self.hidden_size,
+            }
         if self.attention_sub_norm:
             layer["attention_sub_norm"] = self.attention_size
         if self.ffn_sub_norm:
@@ -128,20 +162,25 @@ class ModelConfig:
         return {**shapes, "final_norm": self.hidden_size}
 
     @property
-    def ternary_parameters(self) -> int:
-        """Number of ternary weights in all layers."""
+    def dense(self) -> bool:
+        """Whether the linear layers are float16 matrices."""
+        return self.linear == "dense"
+
+    @property
+    def linear_parameters(self) -> int:
+        """Number of weights in the linear layers."""
         shapes = (self.module_shape(module) for module in MODULES)
         return self.num_layers * sum(rows * columns for rows, columns in shapes)
 
     @property
     def parameters(self) -> int:
-        """Number of weights: ternary, norms, the embedding, and the head where it is separate."""
+        """Number of weights: linear layers, norms, embedding, and the head where it is separate."""
         tables = (1 if self.tied_head else 2) * self.vocab_size * self.hidden_size
-        return tables + self.ternary_parameters + sum(self.norm_shapes().values())
+        return tables + self.linear_parameters + sum(self.norm_shapes().values())
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON can hold them."""
-        return {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in TUPLES}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -158,7 +197,7 @@ class ModelConfig:
                 f"The model's description has missing or unknown fields: {', '.join(different)}.",
                 "It was written by another version of bitfabric: compile the model again.",
             )
-        return cls(**{**values, "eos_token_ids": tuple(values["eos_token_ids"])})
+        return cls(**{**values, **{name: tuple(values[name]) for name in TUPLES}})
 
 
 def _contradiction(cause: str) -> FabricError:

@@ -1,4 +1,4 @@
-"""The families of BitNet checkpoints: one row says how a family is recognised, named and shaped."""
+"""The families of checkpoints: one row says how a family is recognised, named and shaped."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ class Family:
         The layer's tensor in front of o_proj and down_proj, where the family has one.
     needs_quantization_config : bool
         Whether only config.json's ``quantization_config`` tells a BitNet from an ordinary model.
+    linear : str
+        ``dense`` where the linear layers are ordinary ones.
+    head_norms : bool
+        Whether queries and keys have norms, ``q_norm`` and ``k_norm``.
+    output_norms : bool
+        Whether what a block adds has a norm: there are four in a layer then.
+    norm_offset : float
+        Added to a stored norm's weight.
+    scaled_embedding : bool
+        Whether token vectors are multiplied by the root of their width.
+    tied_head : bool
+        Whether the head is the embedding where config.json is silent.
     """
 
     name: str
@@ -39,6 +51,12 @@ class Family:
     attention_sub_norm: str | None
     ffn_sub_norm: str | None
     needs_quantization_config: bool
+    linear: str = "ternary"
+    head_norms: bool = False
+    output_norms: bool = False
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+    tied_head: bool = False
 
     def module_tensor(self, layer: int, module: str) -> str:
         """Give the tensor that holds a BitLinear's weight; `module` is one of `MODULES`."""
@@ -52,7 +70,13 @@ class Family:
         _, layer, norm = name.split(".")
         tensor = {
             "input_norm": "input_layernorm",
-            "post_attention_norm": "post_attention_layernorm",
+            "post_attention_norm": "pre_feedforward_layernorm"
+            if self.output_norms
+            else "post_attention_layernorm",
+            "query_norm": "self_attn.q_norm",
+            "key_norm": "self_attn.k_norm",
+            "attention_output_norm": "post_attention_layernorm",
+            "ffn_output_norm": "post_feedforward_layernorm",
             "attention_sub_norm": self.attention_sub_norm,
             "ffn_sub_norm": self.ffn_sub_norm,
         }[norm]
@@ -114,6 +138,38 @@ FAMILIES = (
         ffn_sub_norm=None,
         needs_quantization_config=True,
     ),
+    # google/gemma-3-270m and -1b: text alone, dense.
+    Family(
+        name="gemma3",
+        architecture="Gemma3ForCausalLM",
+        model_type="gemma3_text",
+        activation="gelu",
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        attention_sub_norm=None,
+        ffn_sub_norm=None,
+        needs_quantization_config=False,
+        linear="dense",
+        head_norms=True,
+        output_norms=True,
+        norm_offset=1.0,
+        scaled_embedding=True,
+        tied_head=True,
+    ),
+    # Qwen/Qwen3-0.6B and larger, dense.
+    Family(
+        name="qwen3",
+        architecture="Qwen3ForCausalLM",
+        model_type="qwen3",
+        activation="silu",
+        rope_theta=10000.0,
+        rms_norm_eps=1e-6,
+        attention_sub_norm=None,
+        ffn_sub_norm=None,
+        needs_quantization_config=False,
+        linear="dense",
+        head_norms=True,
+    ),
 )
 
 
@@ -141,7 +197,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
         described = ", ".join(architectures) or f"model_type {model_type!r}"
         known = ", ".join(family.architecture for family in FAMILIES)
         raise CheckpointError(
-            f"{described} is not a BitNet family that fabric knows.",
+            f"{described} is not a family that fabric knows.",
             f"Use a model of one of these architectures: {known}.",
         )
     quantization = config.get("quantization_config")

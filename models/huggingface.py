@@ -1,4 +1,4 @@
-"""BitNet checkpoints in Hugging Face folders: masters or packed, one tensor in memory at a time."""
+"""Checkpoints in Hugging Face folders: masters, packed or dense, a tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ class HuggingFaceCheckpoint(Checkpoint):
         CheckpointError
             Where the matrix is all zero, not ternary though it is declared so, or not finite.
         """
+        if self.config.dense:
+            return super().ternary(layer, module)
         name = self.family.module_tensor(layer, module)
         if self._files.entries[name].dtype == "U8":
             codes = unpack(np.asarray(self._files.map(name)))
@@ -81,9 +83,16 @@ class HuggingFaceCheckpoint(Checkpoint):
             raise CheckpointError(f"Tensor {name} is zero throughout.", _ANOTHER)
         return weight
 
+    def dense(self, layer: int, module: str) -> npt.NDArray[np.floating]:
+        """Give one matrix; see `Checkpoint.dense`."""
+        if not self.config.dense:
+            return super().dense(layer, module)
+        return self._files.floats(self.family.module_tensor(layer, module))
+
     def norm(self, name: str) -> npt.NDArray[np.float32]:
         """Give one norm; see `Checkpoint.norm`."""
-        return self._files.floats(self.family.norm_tensor(name)).astype(np.float32, copy=False)
+        weight = self._files.floats(self.family.norm_tensor(name)).astype(np.float32, copy=False)
+        return weight + np.float32(self.family.norm_offset) if self.family.norm_offset else weight
 
     def embedding(self, rows: slice = ALL_ROWS) -> npt.NDArray[np.floating]:
         """Give token vectors; see `Checkpoint.embedding`."""
@@ -142,7 +151,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             entry = self._files.entries[name]
             stored = entry.shape
             if entry.dtype == "U8" and _is_layer(name) and len(shape) == 2:
-                if not self._quantization:
+                if not self._quantization or self.config.dense:
                     raise CheckpointError(
                         f"Tensor {name} is packed, but config.json has no quantization_config.",
                         "Without it the scale's meaning is unknown; use the model's own "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..targets import FabricError
 from .config import ATTENTION_MODULES, MODULES, ModelConfig
 from .kernels import LinearGroup
-from .packing import TWO_BIT
+from .packing import DENSE, TWO_BIT
 
 GROUPS = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -74,7 +74,7 @@ class LoraOptions:
 def linear_groups(
     config: ModelConfig, modules: tuple[str, ...], packing: str = TWO_BIT.name
 ) -> list[LinearGroup]:
-    """Return the four groups of BitLinear projections of a layer, in a packing."""
+    """Return the four groups of projections of a layer, in a packing; a dense model has none."""
     groups = []
     for name, members in GROUPS.items():
         shapes = [config.module_shape(module) for module in members]
@@ -85,7 +85,7 @@ def linear_groups(
                 inputs=shapes[0][1],
                 outputs=tuple(rows for rows, _ in shapes),
                 adapted=tuple(module in modules for module in members),
-                packing=packing,
+                packing=DENSE if config.dense else packing,
             )
         )
     return groups

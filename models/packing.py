@@ -29,6 +29,10 @@ import numpy as np
 
 from ..targets import FabricError
 
+DENSE = "dense"
+"""Of a matrix that is not ternary: float16, two neighbouring columns a word, ``(N, K / 2)`` int32.
+
+Words because a device that has no 16-bit floats has no kernels that name them either."""
 TILE = 16
 """Rows of a place in a packed matrix; both sides of a matrix are multiples of it."""
 BASE3_RANGE = 243

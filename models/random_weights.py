@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,12 @@ def _published(hidden: int, ffn: int, layers: int, heads: int) -> ModelConfig:
     )
 
 
+_DENSE: dict[str, Any] = {
+    "linear": "dense",
+    "head_norms": True,
+    "attention_sub_norm": False,
+    "ffn_sub_norm": False,
+}
 SHAPES: dict[str, ModelConfig] = {
     "125M": _published(768, 3072, 11, 12),
     "350M": _published(1024, 3072, 24, 16),
@@ -60,6 +67,38 @@ SHAPES: dict[str, ModelConfig] = {
         max_context=4096,
         bos_token_id=128000,
         eos_token_ids=(128001, 128009),
+    ),
+    # google/gemma-3-1b
+    "gemma3-1b": replace(
+        _published(1152, 6912, 26, 4),
+        num_kv_heads=1,
+        head_dim=256,
+        vocab_size=262144,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        activation="gelu",
+        max_context=32768,
+        bos_token_id=2,
+        eos_token_ids=(1,),
+        embedding_scale=1152**0.5,
+        output_norms=True,
+        local_layers=tuple(i for i in range(26) if (i + 1) % 6),
+        local_rope_theta=10000.0,
+        sliding_window=512,
+        **_DENSE,
+    ),
+    # Qwen/Qwen3-0.6B
+    "qwen3-0.6b": replace(
+        _published(1024, 3072, 28, 16),
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        max_context=40960,
+        bos_token_id=151643,
+        eos_token_ids=(151645,),
+        **_DENSE,
     ),
 }
 
@@ -87,14 +126,27 @@ class RandomCheckpoint(Checkpoint):
 
     def ternary(self, layer: int, module: str) -> TernaryWeight:
         """Give one matrix; see `Checkpoint.ternary`."""
+        if self.config.dense:
+            return super().ternary(layer, module)
         rows, columns = self.config.module_shape(module)
         words = self._bits(layer, MODULES.index(module)).random_raw(-(-rows * columns // 8))
         raw = words.astype("<u8", copy=False).tobytes()
         codes = np.frombuffer(raw.translate(_CODE_OF_BYTE), np.int8, rows * columns)
-        scale = 0.7 / columns**0.5
+        return TernaryWeight(codes.reshape(rows, columns), float(np.float32(self._scale(module))))
+
+    def dense(self, layer: int, module: str) -> npt.NDArray[np.floating]:
+        """Give one matrix, normal; see `Checkpoint.dense`."""
+        if not self.config.dense:
+            return super().dense(layer, module)
+        rows, columns = self.config.module_shape(module)
+        values = self._normal(layer, MODULES.index(module), rows * columns)
+        return (self._scale(module) * values).astype(np.float16).reshape(rows, columns)
+
+    def _scale(self, module: str) -> float:
+        scale = 0.7 / self.config.module_shape(module)[1] ** 0.5
         if module in ("o_proj", "down_proj"):
             scale /= (2 * self.config.num_layers) ** 0.5
-        return TernaryWeight(codes.reshape(rows, columns), float(np.float32(scale)))
+        return scale
 
     def norm(self, name: str) -> npt.NDArray[np.float32]:
         """Give one norm, near one but never all alike, so that a swapped norm shows."""

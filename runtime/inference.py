@@ -153,10 +153,17 @@ class InferenceEngine:
         self._positions[0] = position
 
     def _room(self, sequence: int, count: int) -> None:
-        if self._positions[sequence] + count > self.capacity:
+        needed = self._positions[sequence] + count
+        window = self.bundle.config.get("sliding_window", 0)
+        if window and needed > window:
             raise FabricError(
-                f"The text needs {self._positions[sequence] + count} tokens; "
-                f"there is room for {self.capacity}.",
+                f"The text needs {needed} tokens; layers of this model attend to the last {window} "
+                "alone, and its cache is without such a limit.",
+                "Shorten the prompt, or ask for fewer new tokens.",
+            )
+        if needed > self.capacity:
+            raise FabricError(
+                f"The text needs {needed} tokens; there is room for {self.capacity}.",
                 "Shorten the prompt, or ask for fewer new tokens.",
             )
         self._grow(int(self._positions[sequence]) + count)

@@ -7,7 +7,9 @@ from .layer import (
     TensorSpec,
     attention_shape,
     head_tensors,
+    layer_span,
     layer_tensors,
+    rope_width,
 )
 from .streaming import add_layer_prefill, add_layer_steps, add_row_embedding
 from .training import KEPT, TrainingShape, activation_widths, add_steps, training_functions
@@ -26,6 +28,8 @@ __all__ = [
     "add_steps",
     "attention_shape",
     "head_tensors",
+    "layer_span",
     "layer_tensors",
+    "rope_width",
     "training_functions",
 ]

@@ -11,14 +11,7 @@ from typing import Any
 from tvm import relax, tirx
 
 from ..config import ModelConfig
-from ..kernels import (
-    KV_CACHES,
-    cached_attention,
-    decode_attention,
-    grow_cache,
-    logits,
-    rope_table,
-)
+from ..kernels import KV_CACHES, cached_attention, decode_attention, grow_cache, logits
 from ..lora import LoraOptions, linear_groups
 from .layer import (
     Dimension,
@@ -27,6 +20,9 @@ from .layer import (
     attention_shape,
     decoder_layer,
     layer_tensors,
+    rope_tables,
+    rope_width,
+    rotated,
     tuple_items,
 )
 from .projections import FusedProjections, LoraUse, Projections
@@ -38,7 +34,8 @@ def add_inference(
     """Add ``prefill`` and ``decode``, and what goes with them.
 
     Parameters of both, in order: ``tokens, sequence, position (n,)`` int32; ``select (s,)`` int32,
-    the tokens whose logits are wanted; ``rope (M, D)``; the tensors outside the layers; ``layers``,
+    the tokens whose logits are wanted; ``rope (M, D)``, with local layers ``(M, 2 D)``; the tensors
+    outside the layers; ``layers``,
     the tuple of the layers' tensors; ``adapters``, for each layer the tuple ``A, B`` of each
     adapted group with any rank, their scale folded into B; ``caches``, for each layer the tuple of
     :meth:`CacheFormat.fields`, updated in place. They return ``(s, V)`` float32 logits.
@@ -51,8 +48,7 @@ def add_inference(
     size = relax.Var("size", relax.ShapeType([capacity]))
     with bb.function("rope_cache", [size]):
         with bb.dataflow():
-            table = rope_table(bb, capacity, config.head_dim, config.rope_theta)
-            out = bb.emit_output(table)
+            out = bb.emit_output(rope_tables(bb, config, capacity))
         bb.emit_func_output(out)
     _add_growth(bb, config, formats)
 
@@ -92,14 +88,14 @@ def _add(
 
     tokens, sequence, position = (indices(n, count) for n in ("tokens", "sequence", "position"))
     select = indices("select", selected)
-    rope = relax.Var("rope", relax.TensorType((capacity, config.head_dim), "float32"))
+    rope = relax.Var("rope", relax.TensorType((capacity, rope_width(config)), "float32"))
     layers = relax.Var(
         "layers", relax.TupleType([relax.TupleType([s.type for s in specs])] * depth)
     )
     adapters = relax.Var("adapters", relax.TupleType([factor_types] * depth))
     fields = KV_CACHES[formats.kv_cache].fields(heads, sequences, capacity)
-    cache = relax.TupleType(list(fields.values()))
-    caches = relax.Var("caches", relax.TupleType([cache] * depth))
+    stored_types = relax.TupleType(list(fields.values()))
+    caches = relax.Var("caches", relax.TupleType([stored_types] * depth))
     model = [rope, *ends.parameters, layers, adapters, caches]
     with bb.function(name, [tokens, sequence, position, select, *model]):
         with bb.dataflow():
@@ -114,10 +110,15 @@ def _add(
                     lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0
                 )
                 project = projections(bb, config, weights, use, formats.packing)
-                place = (sequence, position, rope, list(stored.values()), heads)
+                cache = (list(stored.values()), heads)
 
-                def attend(qkv: relax.Var, place: tuple[Any, ...] = place) -> relax.Var:
-                    return attention(bb, qkv, *place)[0]
+                def attend(
+                    qkv: relax.Var,
+                    cache: tuple[Any, ...] = cache,
+                    weights: dict[str, relax.Expr] = weights,
+                ) -> relax.Var:
+                    at = rotated(bb, config, weights, qkv, rope, lambda: position)
+                    return attention(bb, at.qkv, sequence, position, at.rope, *cache)[0]
 
                 x = decoder_layer(project, x, attend)
             chosen = bb.emit(relax.op.take(x, select, axis=0, mode="clip")) if count != 1 else x

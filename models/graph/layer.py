@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvm import relax, tirx
 
 from ..config import ModelConfig
-from ..kernels import AttentionShape, LinearGroup, embed, rms_norm
+from ..kernels import (
+    AttentionShape,
+    LinearGroup,
+    embed,
+    no_rotation,
+    rms_norm,
+    rope_table,
+    rotate_heads,
+)
 from ..lora import linear_groups
-from ..packing import PACKINGS, TWO_BIT, packed_shape
+from ..packing import DENSE, PACKINGS, TWO_BIT, packed_shape
 from .projections import Projections
 
+SPAN = "span"
+"""The tensor of a layer by which its attention differs from other layers', see `heads.py`."""
+UNLIMITED = 1 << 30
+"""The window of a layer without one: more tokens than any context."""
 Dimension = int | tirx.Var
 Attention = Callable[[relax.Var], relax.Var]
 
@@ -85,21 +97,54 @@ def layer_tensors(config: ModelConfig, packing: str) -> list[TensorSpec]:
     form = PACKINGS[packing]
 
     def linear(group: LinearGroup) -> list[TensorSpec]:
+        if group.packing == DENSE:
+            return [TensorSpec(group.name, (group.rows, group.inputs // 2), "int32")]
         return [
             TensorSpec(group.name, packed_shape(group.rows, group.inputs, form), "int32"),
             TensorSpec(f"{group.name}_scale", (len(group.outputs),), "float32"),
         ]
 
-    specs = [TensorSpec("input_norm", (config.hidden_size,), "float32"), *linear(groups["qkv"])]
+    def norms(*names: str) -> list[TensorSpec]:
+        sizes = {"query_norm": config.head_dim, "key_norm": config.head_dim}
+        return [TensorSpec(n, (sizes.get(n, config.hidden_size),), "float32") for n in names]
+
+    specs = [*norms("input_norm"), *linear(groups["qkv"])]
+    if config.head_norms:
+        specs += norms("query_norm", "key_norm")
+    if config.local_layers:
+        specs.append(TensorSpec(SPAN, (2,), "int32"))
     if config.attention_sub_norm:
         width = config.num_heads * config.head_dim
         specs.append(TensorSpec("attention_sub_norm", (width,), "float32"))
     specs += linear(groups["o"])
-    specs.append(TensorSpec("post_attention_norm", (config.hidden_size,), "float32"))
+    specs += norms(*["attention_output_norm"] * config.output_norms, "post_attention_norm")
     specs += linear(groups["gate_up"])
     if config.ffn_sub_norm:
         specs.append(TensorSpec("ffn_sub_norm", (config.intermediate_size,), "float32"))
-    return specs + linear(groups["down"])
+    return specs + linear(groups["down"]) + norms(*["ffn_output_norm"] * config.output_norms)
+
+
+def layer_span(config: ModelConfig, layer: int) -> tuple[int, int]:
+    """Return a layer's span: the first column of its rotary table, and its window in tokens."""
+    if layer in config.local_layers:
+        return config.head_dim, config.sliding_window
+    return 0, UNLIMITED
+
+
+def rope_tables(
+    bb: relax.BlockBuilder, config: ModelConfig, positions: int | tirx.PrimExpr
+) -> relax.Var:
+    """Emit the rotary table of a model, ``(positions, D)``, with the local layers' beside it."""
+    table = rope_table(bb, positions, config.head_dim, config.rope_theta)
+    if not config.local_layers:
+        return table
+    local = rope_table(bb, positions, config.head_dim, config.local_rope_theta)
+    return bb.emit(relax.op.concat([table, local], axis=1))
+
+
+def rope_width(config: ModelConfig) -> int:
+    """Return the columns of :func:`rope_tables`."""
+    return config.head_dim * (2 if config.local_layers else 1)
 
 
 def head_tensors(config: ModelConfig, head: HeadFormat) -> list[TensorSpec]:
@@ -127,10 +172,35 @@ def decoder_layer(project: Projections, x: relax.Expr, attend: Attention) -> rel
     relax.Var
         ``(T, H)`` float32.
     """
-    mixed = attend(project("qkv", x, norm="input_norm"))
-    x = project("o", mixed, norm="attention_sub_norm", residual=x)
+    mixed = attend(project.normed_heads(project("qkv", x, norm="input_norm")))
+    o = {"norm": "attention_sub_norm", "output_norm": "attention_output_norm"}
+    x = project("o", mixed, **o, residual=x)
     gate_up = project("gate_up", x, norm="post_attention_norm")
-    return project("down", gate_up, norm="ffn_sub_norm", gated=True, residual=x)
+    down = {"norm": "ffn_sub_norm", "output_norm": "ffn_output_norm"}
+    return project("down", gate_up, **down, gated=True, residual=x)
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """Queries and keys as attention takes them, and the table by which it turns them."""
+
+    qkv: relax.Expr
+    rope: relax.Expr
+
+
+def rotated(
+    bb: relax.BlockBuilder,
+    config: ModelConfig,
+    weights: Mapping[str, relax.Expr],
+    qkv: relax.Expr,
+    rope: relax.Expr,
+    position: Callable[[], relax.Expr],
+) -> Rotated:
+    """Emit a layer's own rotation, where layers differ in it; else attention turns by `rope`."""
+    if SPAN not in weights:
+        return Rotated(qkv, rope)
+    turned = rotate_heads(bb, qkv, position(), rope, weights[SPAN], attention_shape(config))
+    return Rotated(turned, no_rotation(bb, rope.ty.shape[0], config.head_dim))
 
 
 class Ends:
@@ -148,7 +218,9 @@ class Ends:
 
     def embed(self, bb: relax.BlockBuilder, tokens: relax.Expr) -> relax.Var:
         """Emit the ``(T, H)`` float32 embedding of ``(T,)`` int32 tokens."""
-        return embed(bb, tokens, *self._table("embedding"))
+        x = embed(bb, tokens, *self._table("embedding"))
+        scale = self.config.embedding_scale
+        return x if scale == 1.0 else bb.emit(relax.op.multiply(x, relax.const(scale, "float32")))
 
     def normalised(self, bb: relax.BlockBuilder, x: relax.Expr) -> relax.Var:
         """Emit the final norm of ``(T, H)`` float32."""

@@ -7,17 +7,21 @@ little work for several, and where memory is the limit what need not go through 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import relax
 
 from ..config import ModelConfig
 from ..kernels import (
+    AttentionShape,
     LinearGroup,
     Norm,
     bitlinear,
+    dense,
     dropout,
     fused_bitlinear,
     gated_activation,
+    head_norm,
     rms_norm,
 )
 from ..lora import linear_groups
@@ -74,6 +78,7 @@ class Projections:
         *,
         norm: str = "",
         gated: bool = False,
+        output_norm: str = "",
         residual: relax.Expr | None = None,
     ) -> relax.Var:
         """Emit a group of projections.
@@ -88,6 +93,8 @@ class Projections:
             The norm of the input; a model may be without it.
         gated : bool
             Whether the gate's activation comes first.
+        output_norm : str
+            The norm of what is added to the residual; a model may be without it.
         residual : relax.Expr, optional
             ``(T, N)`` float32, to which the result is added.
 
@@ -100,8 +107,28 @@ class Projections:
             x = gated_activation(self.bb, x, self.config.activation)
         if norm in self.weights:
             x = rms_norm(self.bb, x, self.weights[norm], self.config.rms_norm_eps)
-        y = bitlinear(self.bb, x, *self._tensors(name), lora_input=self._dropped(name, x))
+        y = self._product(name, x)
+        if output_norm in self.weights:
+            y = rms_norm(self.bb, y, self.weights[output_norm], self.config.rms_norm_eps)
         return y if residual is None else self.bb.emit(relax.op.add(residual, y))
+
+    def _product(self, name: str, x: relax.Expr) -> relax.Var:
+        """Emit the matrices and the adapters of a group."""
+        dropped = self._dropped(name, x)
+        if self.config.dense:
+            use = self.groups[name], self.lora.factors.get(name), self.lora.scale
+            return dense(self.bb, x, self.weights[name], *use, lora_input=dropped)
+        return bitlinear(self.bb, x, *self._tensors(name), lora_input=dropped)
+
+    def normed_heads(self, qkv: relax.Expr) -> relax.Expr:
+        """Emit the norms of the heads of queries and keys, where a model has them."""
+        if not self.config.head_norms:
+            return qkv
+        norms = self.weights["query_norm"], self.weights["key_norm"]
+        shape = AttentionShape(
+            self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        )
+        return head_norm(self.bb, qkv, *norms, shape, self.config.rms_norm_eps)
 
     def _tensors(
         self, name: str
@@ -128,9 +155,13 @@ class FusedProjections(Projections):
         *,
         norm: str = "",
         gated: bool = False,
+        output_norm: str = "",
         residual: relax.Expr | None = None,
     ) -> relax.Var:
         """Emit a group of projections, see :meth:`Projections.__call__`."""
+        if self.config.dense:
+            rest: dict[str, Any] = {"output_norm": output_norm, "residual": residual}
+            return Projections.__call__(self, name, x, norm=norm, gated=gated, **rest)
         weight = self.weights.get(norm)
         return fused_bitlinear(
             self.bb,
@@ -157,9 +188,13 @@ class TrainedProjections(FusedProjections):
         *,
         norm: str = "",
         gated: bool = False,
+        output_norm: str = "",
         residual: relax.Expr | None = None,
     ) -> relax.Var:
         """Emit a group of projections, see :meth:`Projections.__call__`."""
+        if self.config.dense:
+            rest: dict[str, Any] = {"output_norm": output_norm, "residual": residual}
+            return Projections.__call__(self, name, x, norm=norm, gated=gated, **rest)
         dropped = self.lora.dropout > 0.0 and name in self.lora.factors
         if gated and (dropped or self.groups[name].inputs > HELD):
             x, gated = gated_activation(self.bb, x, self.config.activation), False

@@ -22,7 +22,16 @@ from ..kernels import (
 )
 from ..lora import LoraOptions, adapter_layout
 from .inference import adapter_type
-from .layer import Ends, Formats, HeadFormat, attention_shape, decoder_layer, layer_tensors
+from .layer import (
+    Ends,
+    Formats,
+    HeadFormat,
+    attention_shape,
+    decoder_layer,
+    layer_tensors,
+    rope_width,
+    rotated,
+)
 from .projections import LoraUse, Projections
 
 
@@ -122,7 +131,7 @@ def _layer_function(
     sequence, position = (
         relax.Var(name, relax.TensorType((count,), "int32")) for name in ("sequence", "position")
     )
-    rope = relax.Var("rope", relax.TensorType((capacity, config.head_dim), "float32"))
+    rope = relax.Var("rope", relax.TensorType((capacity, rope_width(config)), "float32"))
     weights = {
         spec.name: relax.Var(spec.name, spec.type)
         for spec in layer_tensors(config, formats.packing)
@@ -138,10 +147,13 @@ def _layer_function(
     groups = dict.fromkeys(name.rsplit(".", 1)[0] for name in names)
     use = LoraUse(lora.modules, {g: (factors[f"{g}.a"], factors[f"{g}.b"]) for g in groups}, 1.0)
     parameters = [x, sequence, position, rope, *weights.values(), *factors.values(), *cache]
-    place = (sequence, position, rope, cache, heads)
+
+    def attend(qkv: relax.Var) -> relax.Var:
+        at = rotated(bb, config, weights, qkv, rope, lambda: position)
+        return cached_attention(bb, at.qkv, sequence, position, at.rope, cache, heads)[0]
+
     with bb.function("prefill_layer", parameters):
         with bb.dataflow():
             project = Projections(bb, config, dict(weights), use, formats.packing)
-            layer = decoder_layer(project, x, lambda qkv: cached_attention(bb, qkv, *place)[0])
-            out = bb.emit_output(layer)
+            out = bb.emit_output(decoder_layer(project, x, attend))
         bb.emit_func_output(out)

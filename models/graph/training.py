@@ -17,19 +17,24 @@ from ..kernels import (
     attention,
     head_loss,
     moment_type,
-    rope_table,
+    positions,
     sum_squares,
     update,
+    windowed,
 )
 from ..kernels.norm import rms_norm_vjp
 from ..lora import LoraOptions, adapter_layout
 from .layer import (
+    SPAN,
     Ends,
     Formats,
     HeadFormat,
     attention_shape,
     decoder_layer,
     layer_tensors,
+    rope_tables,
+    rope_width,
+    rotated,
     tuple_items,
 )
 from .projections import LoraUse, Projections, TrainedProjections
@@ -82,7 +87,9 @@ class _Layer:
         self.starts = relax.Var(
             "starts", relax.TensorType((shape.micro_batch, shape.context), "int32")
         )
-        self.rope = relax.Var("rope", relax.TensorType((shape.context, config.head_dim), "float32"))
+        self.rope = relax.Var(
+            "rope", relax.TensorType((shape.context, rope_width(config)), "float32")
+        )
         specs = layer_tensors(config, packing)
         self.weights = {spec.name: relax.Var(spec.name, spec.type) for spec in specs}
         self.factors = {
@@ -110,12 +117,18 @@ class _Layer:
             self.lora.dropout,
             self.seed,
         )
-        heads = attention_shape(self.config)
         return decoder_layer(
             projections(bb, self.config, dict(self.weights), lora, self.packing),
             self.x,
-            lambda qkv: attention(bb, qkv, self.starts, self.rope, heads),
+            lambda qkv: self._attend(bb, qkv),
         )
+
+    def _attend(self, bb: relax.BlockBuilder, qkv: relax.Expr) -> relax.Var:
+        config, starts = self.config, self.starts
+        place = rotated(bb, config, self.weights, qkv, self.rope, lambda: positions(bb, starts))
+        if SPAN in self.weights and self.shape.context > config.sliding_window:
+            starts = windowed(bb, starts, self.weights[SPAN])
+        return attention(bb, place.qkv, starts, place.rope, attention_shape(config))
 
 
 def training_functions(
@@ -152,8 +165,7 @@ def training_functions(
 
     with bb.function("rope", []):
         with bb.dataflow():
-            table = rope_table(bb, shape.context, config.head_dim, config.rope_theta)
-            out = bb.emit_output(table)
+            out = bb.emit_output(rope_tables(bb, config, shape.context))
         bb.emit_func_output(out)
 
     for name in ("head_loss", "head_loss_vjp"):

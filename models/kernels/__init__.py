@@ -10,12 +10,14 @@ from .bitlinear import LinearGroup, bitlinear
 from .bitlinear_vjp import bitlinear_vjp
 from .cached_attention import cached_attention
 from .decode_attention import decode_attention
+from .dense import dense
 from .dropout import dropout
 from .embedding import embed
 from .fused_bitlinear import Norm, fused_bitlinear
 from .gated import gated_activation
 from .grow_cache import grow_cache
 from .head import head_loss, logits
+from .heads import head_norm, no_rotation, positions, rotate_heads, windowed
 from .kv_cache import KV_CACHES
 from .moments import compressed_adamw, moment_type, update
 from .norm import rms_norm
@@ -35,16 +37,22 @@ __all__ = [
     "cached_attention",
     "compressed_adamw",
     "decode_attention",
+    "dense",
     "dropout",
     "embed",
     "fused_bitlinear",
     "gated_activation",
     "grow_cache",
     "head_loss",
+    "head_norm",
     "logits",
     "moment_type",
+    "no_rotation",
+    "positions",
     "rms_norm",
     "rope_table",
+    "rotate_heads",
     "sum_squares",
     "update",
+    "windowed",
 ]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from tvm import relax, te, tirx
 
-from ..packing import PACKINGS, TILE, TWO_BIT
+from ..packing import DENSE, PACKINGS, TILE, TWO_BIT
 from .emit import Parameters, emit_differentiable
 
 EPSILON = 1e-5
@@ -42,7 +42,7 @@ class LinearGroup:
     adapted : tuple of bool
         Which projections carry an adapter.
     packing : str
-        How the matrix is packed, see `models/packing.py`.
+        How the matrix is packed, see `models/packing.py`; ``"dense"`` where it is not.
     """
 
     name: str
@@ -70,7 +70,7 @@ class LinearGroup:
     def parameters(self, lora_scale: float) -> Parameters:
         """Return the static parameters of this group's kernels."""
         # Only what differs from the rule is named: records of kernels know them by these.
-        packing = {} if self.packing == TWO_BIT.name else {"packing": self.packing}
+        packing = {} if self.packing in (TWO_BIT.name, DENSE) else {"packing": self.packing}
         return {
             "outputs": list(self.outputs),
             "adapted": [int(a) for a in self.adapted],
@@ -211,9 +211,16 @@ def projected(
     if not lora:
         return base
     a, b = lora[:2]
-    u = down(lora[2] if len(lora) > 2 else x, a)
-    z = _up(u, b, parts, parts[-1].end, float(parameters["lora_scale"]))
-    return te.compute(base.shape, lambda t, n: base[t, n] + z[t, n], "bitlinear")
+    return with_adapters(base, lora[2] if len(lora) > 2 else x, a, b, parameters)
+
+
+def with_adapters(
+    base: te.Tensor, x: te.Tensor, a: te.Tensor, b: te.Tensor, parameters: Parameters
+) -> te.Tensor:
+    """Return ``(T, N)`` base plus the adapters' outputs."""
+    parts = segments(parameters)
+    z = _up(down(x, a), b, parts, parts[-1].end, float(parameters["lora_scale"]))
+    return te.compute(base.shape, lambda t, n: base[t, n] + z[t, n], "with_adapters")
 
 
 def bitlinear(

@@ -15,9 +15,85 @@ from collections.abc import Sequence
 
 from tvm import relax, te, tirx
 
-from .bitlinear import by_segment, down, packing_of, scale_at, segments, weight_at
+from .bitlinear import Segment, by_segment, down, packing_of, scale_at, segments, weight_at
 from .emit import Parameters, emit, register_adjoint
 from .norm import Norm, normalised
+
+
+def _low_rank_gradient(
+    dy: te.Tensor, b: te.Tensor, a: te.Tensor, parts: list[Segment], lora_scale: float
+) -> te.Tensor:
+    """Return du."""
+    n = te.reduce_axis((0, parts[-1].end), "n")
+
+    def term(t: tirx.Var, s: tirx.Var, j: tirx.Var) -> tirx.PrimExpr:
+        adapter = by_segment(
+            parts, n, lambda p: tirx.const(-1 if p.adapter is None else p.adapter, "int64")
+        )
+        column = by_segment(
+            parts, n, lambda p: n - p.begin + p.column if p.adapter is not None else n * 0
+        )
+        return te.sum(
+            tirx.if_then_else(
+                adapter == s, lora_scale * dy[t, n] * b[j, column], tirx.const(0.0, "float32")
+            ),
+            axis=n,
+        )
+
+    return te.compute((dy.shape[0], a.shape[0], a.shape[1]), term, "lora_du")
+
+
+def _adapter_gradients(
+    dy: te.Tensor,
+    x: te.Tensor,
+    u: te.Tensor,
+    du: te.Tensor,
+    a: te.Tensor,
+    b: te.Tensor,
+    parts: list[Segment],
+    lora_scale: float,
+) -> tuple[te.Tensor, te.Tensor]:
+    """Return dA and dB."""
+    t = te.reduce_axis((0, dy.shape[0]), "t")
+    da = te.compute(a.shape, lambda s, j, k: te.sum(du[t, s, j] * x[t, k], axis=t), "lora_da")
+    r = te.reduce_axis((0, dy.shape[0]), "r")
+    adapted = [p for p in parts if p.adapter is not None]
+
+    def term(j: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
+        # Column c of B belongs to the adapted segment whose columns hold it.
+        row, index = c - adapted[-1].column + adapted[-1].begin, adapted[-1].adapter
+        adapter = tirx.const(index, "int64")
+        for part in reversed(adapted[:-1]):
+            inside = c < part.column + part.end - part.begin
+            row = tirx.Select(inside, c - part.column + part.begin, row)
+            adapter = tirx.Select(inside, tirx.const(part.adapter, "int64"), adapter)
+        return te.sum(lora_scale * u[r, adapter, j] * dy[r, row], axis=r)
+
+    return da, te.compute(b.shape, term, "lora_db")
+
+
+def adapter_adjoints(
+    dy: te.Tensor,
+    x: te.Tensor,
+    base: te.Tensor,
+    lora: Sequence[te.Tensor],
+    parts: list[Segment],
+    lora_scale: float,
+) -> list[te.Tensor]:
+    """Return the adjoints of x and of all of `lora`; `base` is x's through the frozen weights."""
+    a, b = lora[:2]
+    lora_input = lora[2] if len(lora) > 2 else x
+    du = _low_rank_gradient(dy, b, a, parts, lora_scale)
+    da, db = _adapter_gradients(dy, lora_input, down(lora_input, a), du, a, b, parts, lora_scale)
+    s = te.reduce_axis((0, a.shape[0]), "s")
+    j = te.reduce_axis((0, a.shape[1]), "j")
+    through = te.compute(
+        x.shape, lambda t, k: te.sum(du[t, s, j] * a[s, j, k], axis=[s, j]), "lora_dx"
+    )
+    if len(lora) > 2:
+        return [base, da, db, through]
+    dx = te.compute(x.shape, lambda t, k: base[t, k] + through[t, k], "dx")
+    return [dx, da, db]
 
 
 def bitlinear_vjp(
@@ -70,45 +146,6 @@ def bitlinear_vjp(
             "straight_through",
         )
 
-    def low_rank_gradient(dy: te.Tensor, b: te.Tensor, a: te.Tensor) -> te.Tensor:
-        n = te.reduce_axis((0, parts[-1].end), "n")
-
-        def term(t: tirx.Var, s: tirx.Var, j: tirx.Var) -> tirx.PrimExpr:
-            adapter = by_segment(
-                parts, n, lambda p: tirx.const(-1 if p.adapter is None else p.adapter, "int64")
-            )
-            column = by_segment(
-                parts, n, lambda p: n - p.begin + p.column if p.adapter is not None else n * 0
-            )
-            return te.sum(
-                tirx.if_then_else(
-                    adapter == s, lora_scale * dy[t, n] * b[j, column], tirx.const(0.0, "float32")
-                ),
-                axis=n,
-            )
-
-        return te.compute((dy.shape[0], a.shape[0], a.shape[1]), term, "lora_du")
-
-    def adapter_gradients(
-        dy: te.Tensor, x: te.Tensor, u: te.Tensor, du: te.Tensor, a: te.Tensor, b: te.Tensor
-    ) -> tuple[te.Tensor, te.Tensor]:
-        t = te.reduce_axis((0, dy.shape[0]), "t")
-        da = te.compute(a.shape, lambda s, j, k: te.sum(du[t, s, j] * x[t, k], axis=t), "lora_da")
-        r = te.reduce_axis((0, dy.shape[0]), "r")
-        adapted = [p for p in parts if p.adapter is not None]
-
-        def term(j: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
-            # Column c of B belongs to the adapted segment whose columns hold it.
-            row, index = c - adapted[-1].column + adapted[-1].begin, adapted[-1].adapter
-            adapter = tirx.const(index, "int64")
-            for part in reversed(adapted[:-1]):
-                inside = c < part.column + part.end - part.begin
-                row = tirx.Select(inside, c - part.column + part.begin, row)
-                adapter = tirx.Select(inside, tirx.const(part.adapter, "int64"), adapter)
-            return te.sum(lora_scale * u[r, adapter, j] * dy[r, row], axis=r)
-
-        return da, te.compute(b.shape, term, "lora_db")
-
     def compute(
         dy: te.Tensor, x: te.Tensor, packed: te.Tensor, scale: te.Tensor, *lora: te.Tensor
     ) -> te.Tensor | list[te.Tensor]:
@@ -117,19 +154,7 @@ def bitlinear_vjp(
             x, lora = normalised(x, lora[0], norm.epsilon), lora[1:]
         if not lora:
             return base
-        a, b = lora[:2]
-        lora_input = lora[2] if len(lora) > 2 else x
-        du = low_rank_gradient(dy, b, a)
-        da, db = adapter_gradients(dy, lora_input, down(lora_input, a), du, a, b)
-        s = te.reduce_axis((0, a.shape[0]), "s")
-        j = te.reduce_axis((0, a.shape[1]), "j")
-        through = te.compute(
-            x.shape, lambda t, k: te.sum(du[t, s, j] * a[s, j, k], axis=[s, j]), "lora_dx"
-        )
-        if len(lora) > 2:
-            return [base, da, db, through]
-        dx = te.compute(x.shape, lambda t, k: base[t, k] + through[t, k], "dx")
-        return [dx, da, db]
+        return adapter_adjoints(dy, x, base, lora, parts, lora_scale)
 
     arguments = [dy, x, packed, scale, *adapter]
     names = ("outputs", "adapted", "lora_scale", "packing")

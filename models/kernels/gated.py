@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tvm import relax, te, tirx
 
 from .emit import Parameters, emit, emit_differentiable, register_adjoint
 from .norm import Norm, norm_adjoint
+
+GELU_CUBE = 0.044715
+GELU_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
+"""Of GELU's tanh form (Hendrycks and Gimpel 2016, arXiv 1606.08415), ``0.5 x (1 + tanh(u))``: that
+is ``x sigmoid(2 u)`` with ``2 u = GELU_SLOPE (x + GELU_CUBE x^3)``."""
 
 
 def _sigmoid(x: tirx.PrimExpr) -> tirx.PrimExpr:
@@ -17,6 +23,8 @@ def _sigmoid(x: tirx.PrimExpr) -> tirx.PrimExpr:
 def _activation(kind: str, x: tirx.PrimExpr) -> tirx.PrimExpr:
     if kind == "silu":
         return x * _sigmoid(x)
+    if kind == "gelu":
+        return x * _sigmoid(GELU_SLOPE * (x + GELU_CUBE * x * x * x))
     positive = tirx.max(x, tirx.const(0.0, "float32"))
     return positive * positive
 
@@ -24,6 +32,9 @@ def _activation(kind: str, x: tirx.PrimExpr) -> tirx.PrimExpr:
 def _derivative(kind: str, x: tirx.PrimExpr) -> tirx.PrimExpr:
     if kind == "silu":
         return _sigmoid(x) * (1.0 + x * (1.0 - _sigmoid(x)))
+    if kind == "gelu":
+        s = _sigmoid(GELU_SLOPE * (x + GELU_CUBE * x * x * x))
+        return s + x * s * (1.0 - s) * GELU_SLOPE * (1.0 + 3.0 * GELU_CUBE * x * x)
     return 2.0 * tirx.max(x, tirx.const(0.0, "float32"))
 
 
@@ -48,7 +59,7 @@ def gated_activation(bb: relax.BlockBuilder, gate_up: relax.Expr, kind: str) -> 
     gate_up : relax.Expr
         ``(T, 2 I)`` float32, the gate's half first.
     kind : str
-        ``"silu"`` (x sigmoid(x)) or ``"relu2"`` (max(x, 0)^2).
+        ``"silu"`` (x sigmoid(x)), ``"relu2"`` (max(x, 0)^2) or ``"gelu"`` (its tanh form).
 
     Returns
     -------

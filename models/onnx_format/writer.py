@@ -149,9 +149,9 @@ def _model(
 def _estimated_bytes(model: Checkpoint, options: OnnxOptions, adapters: Adapters) -> int:
     """Give about how many bytes the tensors take."""
     config = model.config
-    tables = config.parameters - config.ternary_parameters
+    tables = config.parameters - config.linear_parameters
     return (
-        config.ternary_parameters * options.bits // 8
+        config.linear_parameters * options.bits // 8
         + tables * (2 if options.head == "f16" else 1)
         + sum(tensor.nbytes for tensors, _ in adapters for tensor in tensors.values())
     )

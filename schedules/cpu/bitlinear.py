@@ -68,7 +68,10 @@ def panels(
         linear = Linear.of(parameters, buffers)
         quantised = _Quantised(isa, linear)
         quantised.fill()
-        lora = None if linear.a is None else _Lora(isa, linear)
+        lora = None
+        if linear.a is not None:
+            tokens = shape(linear.y)[0]
+            lora = Lora(isa, linear.parts, linear.lora_scale, tokens, linear.a, linear.b)
         if lora is not None:
             lora.down(quantised.x if linear.lora_input is None else linear.lora_input)
         _Product(isa, linear, quantised, lora).emit()
@@ -147,12 +150,14 @@ class _Quantised:
         store(self.sum, T.cast(sum_, dot.sum_dtype), t)
 
 
-class _Lora:
+class Lora:
     """The adapters: ``u = lora_scale x A^T`` for each, and the rows of B that a panel needs."""
 
-    def __init__(self, isa: Isa, linear: Linear) -> None:
-        self.isa, self.parts, self.scale = isa, linear.parts, linear.lora_scale
-        self.tokens, self.a, self.b = shape(linear.y)[0], linear.a, linear.b
+    def __init__(
+        self, isa: Isa, parts: list[Segment], scale: float, tokens: Expr, a: Buffer, b: Buffer
+    ) -> None:
+        self.isa, self.parts, self.scale = isa, parts, scale
+        self.tokens, self.a, self.b = tokens, a, b
         self.adapters, self.rank, self.columns = shape(self.a)
         # One more slot, of zeros, serves the projections without an adapter.
         self.plain = any(part.adapter is None for part in self.parts)
@@ -204,7 +209,7 @@ class _Lora:
 class _Product:
     """The ternary product over panels of rows, and its epilogue."""
 
-    def __init__(self, isa: Isa, linear: Linear, quantised: _Quantised, lora: _Lora | None) -> None:
+    def __init__(self, isa: Isa, linear: Linear, quantised: _Quantised, lora: Lora | None) -> None:
         self.isa, self.parts, self.quantised, self.lora = isa, linear.parts, quantised, lora
         self.packed, self.scales = linear.packed, linear.scales
         self.residual, self.y = linear.residual, linear.y

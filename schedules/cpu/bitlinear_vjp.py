@@ -23,6 +23,8 @@ from .low_rank import dot_products
 from .microkernel import Tile, accumulate, row_tiles
 from .ternary import row_codes
 
+Unpack = Callable[[Buffer, Expr, Expr], None]
+"""``unpack(to, row, rows)`` emits ``to[r, c] = W[row + r, column + c]`` for r below `rows`."""
 CHUNK = 8
 """Packed tiles of rows in a chunk by default: with 64 columns 32 KiB of float32."""
 
@@ -38,39 +40,45 @@ def panels(
     packing = Packing.of(parameters)
 
     def body(dy: Buffer, x: Buffer, packed: Buffer, scales: Buffer, *rest: Buffer) -> None:
+        def weights(column: Expr, wide: int) -> Unpack:
+            lanes = isa.lanes
+            codes = [row_codes(packing, bind(column + v * lanes), lanes) for v in range(wide)]
+            return lambda to, row, rows: _unpack(isa, parts, packed, scales, to, row, rows, codes)
+
         if len(rest) == 1:
-            _input_adjoint(isa, parts, packing, dy, packed, scales, rest[0], None)
+            input_adjoint(isa, parts[-1].end, dy, rest[0], None, weights)
             return
         separate = len(rest) == 7
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
         outputs = rest[3:] if separate else rest[2:]
-        lora = _Lora(isa, parts, scale, dy, lora_input, a, b)
+        lora = Lora(isa, parts, scale, dy, lora_input, a, b)
         lora.thin_products()
         through = None if separate else lora
-        _input_adjoint(isa, parts, packing, dy, packed, scales, outputs[0], through)
+        input_adjoint(isa, parts[-1].end, dy, outputs[0], through, weights)
         lora.gradients(*outputs[1:])
 
     return build(function, body)
 
 
-def _input_adjoint(
+def input_adjoint(
     isa: Isa,
-    parts: list[Segment],
-    packing: Packing,
+    depth: int,
     dy: Buffer,
-    packed: Buffer,
-    scales: Buffer,
     dx: Buffer,
-    lora: _Lora | None,
+    lora: Lora | None,
+    weights_of: Callable[[Expr, int], Unpack],
 ) -> None:
-    """Emit ``dx = sum_n dy scale W``, plus the adapters' part where they share the input."""
+    """Emit ``dx = dy W``, plus the adapters' part where they share the input.
+
+    W has `depth` rows; ``weights_of(column, vectors)`` returns what unpacks some of its columns.
+    """
     tokens, columns = shape(dx)
     lanes, (height, width) = isa.lanes, choose("tile", isa.tiles, isa.tile)
     most = choose("chunk", (2, 4, CHUNK, 16), CHUNK) * TILE
 
     def panel(first: Expr, wide: int) -> None:
         column = bind(first * lanes)
-        codes = [row_codes(packing, bind(column + v * lanes), lanes) for v in range(wide)]
+        unpack = weights_of(column, wide)
 
         def place(token: Expr) -> Callable[[int, int], tuple[Any, ...]]:
             return lambda i, v: (dx, token + i, column + v * lanes)
@@ -85,10 +93,10 @@ def _input_adjoint(
         def chunk(index: Expr) -> None:
             row = bind(index * most)
             rows = most
-            if parts[-1].end % rows:
-                rows = bind(T.min(T.int64(rows), parts[-1].end - row))
+            if depth % rows:
+                rows = bind(T.min(T.int64(rows), depth - row))
             weights = T.alloc_buffer((most, wide * lanes), "float32")
-            _unpack(isa, parts, packed, scales, weights, row, rows, codes)
+            unpack(weights, row, rows)
 
             def tile(token: Expr, high: int) -> None:
                 sums = Tile(high, wide, lanes)
@@ -110,7 +118,7 @@ def _input_adjoint(
             row_tiles(tokens, height, tile)
 
         row_tiles(tokens, height, begin)
-        with loop(-(-parts[-1].end // most)) as index:
+        with loop(-(-depth // most)) as index:
             chunk(index)
 
     row_tiles(columns // lanes, width, panel, parallel=True)
@@ -141,7 +149,7 @@ def _unpack(
                 store(weights, value, tile * TILE + r, v * lanes)
 
 
-class _Lora:
+class Lora:
     """The adapters' thin products, ``u = lora_scale x A^T`` and ``du = lora_scale dy B^T``."""
 
     def __init__(

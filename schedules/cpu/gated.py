@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..gelu import gelu
 from ..tir import Buffer, Expr, bind, build, load, shape, splat, store
 from .isa import vector_lanes
 from .loops import over, over_rows
@@ -20,6 +21,8 @@ def _activation(kind: str, gate: Expr, lanes: int) -> tuple[Expr, Expr]:
         s = bind(sigmoid(gate))
         value = bind(gate * s)
         return value, s + value * (splat(1.0, lanes) - s)
+    if kind == "gelu":
+        return gelu(gate, sigmoid)
     positive = bind(T.max(gate, splat(0.0, lanes)))
     return positive * positive, positive + positive
 

@@ -12,6 +12,7 @@ products stay float32. They read a wide matrix once or twice, which would not pa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -64,34 +65,60 @@ def tiles(
         if len(rest) == 1:
             if outer.works:
                 launch_works(outer.works)
-            _without_adapter(_straight_through(gpu, outer, matrix, columns), rest[0])
+            without_adapter(_straight_through(gpu, outer, matrix, columns), rest[0])
             return
         separate = len(rest) == 7
         a, b, lora_input = rest[0], rest[1], rest[2] if separate else x
-        dx, da, db, *through = rest[3:] if separate else rest[2:]
         lora = Lora(gpu, parts, scale, dy, lora_input, a, b)
-        thin = lora.thin_works()
-        if outer.works:
-            launch_works([*thin, *outer.works])
-            thin = []
-        groups = [static(work.groups) or 0 for work in thin]
-        main = _straight_through(gpu, outer, matrix, columns, beside=sum(groups))
-        sums = main.parts()
-        launch_works([*thin, main.partial_work(main.keep(sums))])
-        if separate:
-            to_input = [main.reduction(sums, _store(dx)), lora.through(through[0])]
-        else:
-            to_input = [lora.through(dx, main, sums)]
-        if gpu.shared and (static(lora.tokens) or 0) > FEW:
-            launch_works(to_input)
-            emit_gradients(gpu, lora.tokens, lora.skinny(da, db))
-        else:
-            launch_works([*to_input, *lora.gradients(da, db)])
+
+        def straight_through(beside: int) -> Product:
+            return _straight_through(gpu, outer, matrix, columns, beside)
+
+        with_adapter(lora, straight_through, rest[3:] if separate else rest[2:], outer.works)
 
     return build(function, body)
 
 
-def _without_adapter(main: Product, dx: Buffer) -> None:
+def with_adapter(
+    lora: Lora,
+    product: Callable[[int], Product],
+    outputs: tuple[Buffer, ...],
+    before: Sequence[Work] = (),
+) -> None:
+    """Emit the launches of dx and of the adapters' gradients.
+
+    Parameters
+    ----------
+    lora : Lora
+        The adapters' products.
+    product : callable
+        Returns dx through the frozen weights, beside so many work-groups of its launch.
+    outputs : tuple of Buffer
+        dx, dA, dB, and the adjoint of the adapters' input where it is another one.
+    before : sequence of Work
+        What the product needs to be done.
+    """
+    gpu, (dx, da, db, *through) = lora.gpu, outputs
+    thin = lora.thin_works()
+    if before:
+        launch_works([*thin, *before])
+        thin = []
+    main = product(sum(static(work.groups) or 0 for work in thin))
+    sums = main.parts()
+    launch_works([*thin, main.partial_work(main.keep(sums))])
+    if through:
+        to_input = [main.reduction(sums, _store(dx)), lora.through(through[0])]
+    else:
+        to_input = [lora.through(dx, main, sums)]
+    if gpu.shared and (static(lora.tokens) or 0) > FEW:
+        launch_works(to_input)
+        emit_gradients(gpu, lora.tokens, lora.skinny(da, db))
+    else:
+        launch_works([*to_input, *lora.gradients(da, db)])
+
+
+def without_adapter(main: Product, dx: Buffer) -> None:
+    """Emit the launches of dx alone."""
     if main.splits == 1:
         launch_works([main.work(_store(dx))])
         return

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import Target
+from ..gelu import gelu
 from ..tir import Buffer, Expr, bind, shape
 from .elements import constant, has_static_columns, load, over_rows, store
 from .kernel import Gpu, build
@@ -16,10 +17,16 @@ from .kernel import Gpu, build
 def activation(kind: str, gate: Expr, lanes: int) -> tuple[Expr, Expr]:
     """Return the activation of a vector and its derivative."""
     one = constant(1.0, lanes)
+
+    def sigmoid(x: Expr) -> Expr:
+        return one / (one + T.exp(constant(0.0, lanes) - x))
+
     if kind == "silu":
-        sigmoid = bind(one / (one + T.exp(constant(0.0, lanes) - gate)))
-        value = bind(gate * sigmoid)
-        return value, sigmoid + value * (one - sigmoid)
+        s = bind(sigmoid(gate))
+        value = bind(gate * s)
+        return value, s + value * (one - s)
+    if kind == "gelu":
+        return gelu(gate, sigmoid)
     positive = bind(T.max(gate, constant(0.0, lanes)))
     return positive * positive, positive + positive
 

@@ -95,7 +95,7 @@ class _Access:
     def unpack(self, fetched: Expr) -> list[Expr]:
         """Return the elements of what :meth:`fetch` got, in vectors of four or by itself."""
         if self.words:
-            return [_halves(fetched)]
+            return [widened(fetched)]
         vectors = [fetched]
         if self.width == WIDE:
             words = [lane(fetched, i) for i in range(WIDE // LANES)]
@@ -107,8 +107,8 @@ class _Access:
         return [T.Cast(dtype, vector) for vector in vectors]
 
 
-def _halves(words: Expr) -> Expr:
-    """Return the four float16 in two words as float32, by integers: a load is whole words then.
+def widened(words: Expr) -> Expr:
+    """Return the four float16 in int32x2 as float32, by integers: a load is whole words then.
 
     With exponent and mantissa shifted to their places a number is too small by 2 to the 112.
     """

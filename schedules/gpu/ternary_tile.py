@@ -98,7 +98,9 @@ def choose(gpu: Gpu, tokens: Expr, rows: int) -> Tile:
     count, available = static(tokens), cores(gpu)
 
     def recorded(usual: Tile) -> Tile:
-        sizes: dict[tuple[int, ...], Tile] = {(t.tokens, t.fours, t.across, t.down, t.parts): t for t in tiles}
+        sizes: dict[tuple[int, ...], Tile] = {
+            (t.tokens, t.fours, t.across, t.down, t.parts): t for t in tiles
+        }
         names = {tile: name for name, tile in sizes.items()}
         return sizes[choose_next("dots", list(sizes), names[usual])]
 

@@ -99,7 +99,7 @@ def test_a_training_takes_no_more_than_planned(chosen: dict, tmp_path: Path) -> 
     options = replace(OPTIONS, **chosen)
     path = compile_model(open_model("random:125M"), get_target("cpu"), options, tmp_path / "m")
     run = subprocess.run(
-        [sys.executable, str(BENCH), "--measure", str(path)],
+        [sys.executable, str(BENCH), "measure", str(path)],
         capture_output=True,
         text=True,
         check=True,
