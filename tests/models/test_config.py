@@ -50,7 +50,7 @@ def test_json_round_trip() -> None:
     [
         ({"num_kv_heads": 3}, "20 attention heads cannot share 3"),
         ({"head_dim": 63}, "rotary positions need pairs"),
-        ({"activation": "gelu"}, "'gelu'"),
+        ({"activation": "tanh"}, "'tanh'"),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
     ],
