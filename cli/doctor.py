@@ -25,6 +25,7 @@ from .checkup_devices import check_backend, check_devices, check_drivers, check_
 from .common import EXIT_ERROR, SEED_UNUSED, CommandEnded, command, option
 from .output import Output
 from .report import gather
+from .report_kernels import kernel_lines
 
 REPORT = "fabric-report.json"
 COLOURS = {OK: "green", MISSING: "yellow"}
@@ -53,9 +54,9 @@ def doctor_command(output: Output, report: Path | None, seed: int | None) -> Non
     The exit status is 0 if models can be compiled and run on the processor; a graphics processor is
     extra.
 
-    With --report it also compiles the small model for every graphics processor, trains and writes
-    there, compares the numbers with the processor's, and writes all of it to a file that names
-    neither you nor this computer. It takes some minutes.
+    With --report it also compiles the small model for every graphics processor, tries each of its
+    kernels, trains and writes there, compares the numbers with the processor's, and writes all of
+    it to a file that names neither you nor this computer. It takes some minutes.
     """
     runtime = check_runtime()
     basics = [check_python(), *check_packages(), runtime, check_compiler()]
@@ -104,6 +105,8 @@ def _write(output: Output, path: Path, content: dict[str, Any]) -> str:
         file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
     output.say()
     for device in content["measured"]:
+        for line in kernel_lines(device.get("kernels", [])):
+            output.say(f"{device['device']}: {_plain(line)}")
         speeds = device.get("speeds")
         if speeds is None:
             output.say(f"{device['device']}: {_plain(device['error'])}")

@@ -1,4 +1,4 @@
-"""What `fabric doctor --report` gathers: facts, numbers and speeds of every device, in one file.
+"""What `fabric doctor --report` gathers: facts, kernels, numbers and speeds, in one file.
 
 The file is for those who have not this hardware, so it names neither the person nor the computer:
 of what drivers and systems say, only the fields that are listed here go in, and texts are rid of
@@ -17,13 +17,17 @@ import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..targets import APIS, DEVICE_VARIABLE, FabricError, Target, get_target
 from ..targets.device_api import is_processor
 from .devices import describe_cpu
 from .output import Output
 from .progress import PhaseBar
+from .report_kernels import tried
+
+if TYPE_CHECKING:
+    from ..compiler import CompileOptions
 
 SCHEMA = 1
 SECONDS = 1200
@@ -138,10 +142,11 @@ def _measured(output: Output, devices: list[dict[str, Any]]) -> list[dict[str, A
             places.append((place, get_target(suits, device)))
     with tempfile.TemporaryDirectory(prefix="fabric-report-") as name, PhaseBar(output) as bar:
         folder, found = Path(name), []
+        expected = _Expected(folder)
         right: dict[str, np.ndarray] = {}
         for index, (place, target) in enumerate([("cpu", get_target("cpu")), *places]):
             bar(f"measure {place}", index / (1 + len(places)))
-            numbers, result = _of_device(folder, place, target)
+            numbers, result = _of_device(folder, place, target, expected)
             if not right:
                 right = numbers
             elif numbers:
@@ -151,34 +156,68 @@ def _measured(output: Output, devices: list[dict[str, Any]]) -> list[dict[str, A
     return found
 
 
-def _of_device(folder: Path, place: str, target: Target) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compile nano for a device and run it there; return its numbers, and speeds or an error."""
+class _Expected:
+    """What the processor computes for each kernel of nano, as the kernels of a target's family."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, target: Target) -> Path:
+        """Return the folder for a target; it is filled once for all of its family."""
+        from ..compiler.kernel_check import kernel_checks
+        from ..models import open_model
+        from .kernel_probe import write_expected
+
+        folder = self._folder / f"expected-{target.family}"
+        if not folder.exists():
+            folder.mkdir()
+            write_expected(folder, kernel_checks(open_model("nano").config, target, _options()))
+        return folder
+
+
+def _options() -> CompileOptions:
+    """Return what the model is compiled with."""
+    from ..compiler import CompileOptions, LoraOptions
+
+    return CompileOptions(context=CONTEXT, lora=LoraOptions(rank=RANK))
+
+
+def _of_device(
+    folder: Path, place: str, target: Target, expected: _Expected
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compile nano for a device and run it there.
+
+    Returns
+    -------
+    tuple
+        Its numbers, and what the report has of it: ``kernels``, and ``speeds`` or an ``error``.
+    """
     import numpy as np
 
-    from ..compiler import CompileOptions, LoraOptions, compile_model
+    from ..compiler import compile_model
     from ..models import open_model
 
-    options = CompileOptions(context=CONTEXT, lora=LoraOptions(rank=RANK))
     bundle, out = folder / place.replace(":", "-"), folder / "numbers.npz"
     out.unlink(missing_ok=True)
     try:
-        compile_model(open_model("nano"), target, options, bundle)
+        compile_model(open_model("nano"), target, _options(), bundle)
     except FabricError as error:
         return {}, {"error": error.cause}
     command = [sys.executable, "-m", f"{__package__}.report_probe", bundle, str(SEED), out]
     environment = {**os.environ, DEVICE_VARIABLE: place} if place != "cpu" else dict(os.environ)
+    kernels = {"kernels": tried(bundle, expected.of(target), environment, SECONDS)}
     try:
         run = subprocess.run(
             [str(word) for word in command],
             env=environment, capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {}, {"error": f"not done in {SECONDS} s"}
+        return {}, {**kernels, "error": f"not done in {SECONDS} s"}
     if run.returncode:
         last = (run.stderr.strip().splitlines() or [""])[-1]
-        return {}, {"error": f"ended with status {run.returncode}: {last}"}
+        return {}, {**kernels, "error": f"ended with status {run.returncode}: {last}"}
     with np.load(out) as numbers:
-        return dict(numbers), json.loads(run.stdout.splitlines()[-1])
+        return dict(numbers), {**kernels, **json.loads(run.stdout.splitlines()[-1])}
 
 
 def _compared(numbers: dict[str, Any], right: dict[str, Any]) -> list[dict[str, Any]]:

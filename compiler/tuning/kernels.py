@@ -69,15 +69,26 @@ class Kernel:
     @property
     def arguments(self) -> list[tuple[str, list[int]]]:
         """Dtype and extents of each argument in measurements."""
-        return [
-            (str(p.dtype), [self._measured(extent) for extent in p.shape])
-            for p in self.function.params
-        ]
+        return measured_arguments(self.function, self.sizes)
 
-    def _measured(self, extent: Any) -> int:
+
+def measured_sizes(options: CompileOptions) -> dict[str, int]:
+    """Return what variable extents are in measurements: a prompt is as long as a training row."""
+    sizes = {"n": options.context, "s": 1, "r": options.lora.rank, "b": 1, "batch": 1}
+    return sizes | {"m": CAPACITY, "capacity": CAPACITY}
+
+
+def measured_arguments(
+    function: tirx.PrimFunc, sizes: dict[str, int]
+) -> list[tuple[str, list[int]]]:
+    """Return dtype and extents of each argument of a kernel, with variable extents by name."""
+
+    def measured(extent: Any) -> int:
         if isinstance(extent, (int, tirx.IntImm)):
             return int(extent)
-        return self.sizes.get(str(extent), self.sizes["n"])
+        return sizes.get(str(extent), sizes["n"])
+
+    return [(str(p.dtype), [measured(extent) for extent in p.shape]) for p in function.params]
 
 
 def kernels_of(config: ModelConfig, target: Target, options: CompileOptions) -> list[Kernel]:
@@ -94,8 +105,7 @@ def kernels_of(config: ModelConfig, target: Target, options: CompileOptions) -> 
     """
     module = fuse(build_graph(config, options, target))
     calls = {work: _calls(module, entries) for work, entries in WORKS.items()}
-    sizes = {"n": options.context, "s": 1, "r": options.lora.rank, "b": 1, "batch": 1}
-    sizes |= {"m": CAPACITY, "capacity": CAPACITY}
+    sizes = measured_sizes(options)
     found: dict[str, Kernel] = {}
     for variable, function in module.functions.items():
         if not isinstance(function, tirx.PrimFunc):

@@ -104,6 +104,17 @@ def include_folders() -> list[str]:
     ]
 
 
+def compile_options() -> list[str]:
+    """Return the options that every source is compiled with, on each system."""
+    aligned = FOLDER / "compat" / "aligned_memory.h"
+    return [
+        "-std=c++17",
+        "-include",
+        str(aligned),
+        *(f"-I{folder}" for folder in include_folders()),
+    ]
+
+
 def library_folders() -> list[str]:
     """Return the folders of the libraries that a backend is linked with."""
     return [str(package_folder(module) / "lib") for module in PACKAGES]
@@ -143,9 +154,7 @@ def build(kind: str, target: Path) -> None:
         If there is no compiler, a package is missing, or the compiler fails.
     """
     define = f'-DBITFABRIC_BUILD_KEY="{build_key(kind)}"'
-    command = [compiler(), "-std=c++17", "-O2", "-fPIC", "-shared", define]
-    command += [f"-I{folder}" for folder in include_folders()]
-    command += [source(kind).name]
+    command = [compiler(), "-O2", "-fPIC", "-shared", define, *compile_options(), source(kind).name]
     if sys.platform != "darwin":
         command += [f"-L{folder}" for folder in library_folders()]
         command += [f"-l{name}" for name in LIBRARIES] + ["-ldl", "-pthread"]

@@ -78,6 +78,8 @@ def test_a_report_has_every_number_of_a_device(kind: str, monkeypatch: pytest.Mo
     here, there = content["measured"]
     assert (here["device"], there["device"]) == ("cpu", f"{kind}:0")
     for measured in (here, there):
+        assert len(measured["kernels"]) > 30
+        assert all(each["passed"] for each in measured["kernels"]), measured["kernels"]
         assert set(measured["speeds"]) == {"training", "prefill", "decode"}
         assert all(rate > 0 for rate in measured["speeds"].values())
     names = [each["of"] for each in there["numbers"]]

@@ -27,6 +27,9 @@ from bitfabric.targets.rocm import (
     architectures,
     from_device,
 )
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
 
 from ..parity.conftest import BASE
 from .code_object import abi_version, kernels
@@ -48,6 +51,11 @@ PRODUCTS = {
 """The instructions of matrix units, as LLVM writes them, of bytes and of 16-bit floats."""
 WIDE_LOAD = r"global_load_(dwordx4|b128)"
 WIDE_SHARED = r"ds_(read|load)_b128"
+HOT = (
+    "bitlinear_kernel", "bitlinear_vjp", "attention_kernel", "attention_vjp", "cached_attention",
+    "decode_attention", "head_loss", "logits", "adamw", "embed", "rms_norm",
+)  # fmt: skip
+"""What runs for each layer or token; all of it has rows that are multiples of 16 bytes."""
 
 
 class Compiled:
@@ -90,26 +98,56 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Compiled(request.param, folder, OPTIONS, model)
 
 
+def beyond_limits(found: dict[str, dict[str, Any]], architecture: str) -> list[str]:
+    """Return what kernels take that the architecture has not, by their notes in a code object."""
+    exact = {
+        ".wavefront_size": ARCHITECTURES[architecture].wave,
+        ".max_flat_workgroup_size": THREADS,
+        ".uses_dynamic_stack": False,
+    }
+    most = {
+        ".group_segment_fixed_size": 64 << 10,
+        ".vgpr_count": REGISTERS.get(architecture, 256),
+        ".sgpr_count": SCALARS,
+    }
+    told = []
+    for name, notes in found.items():
+        allowed = {**most, ".private_segment_fixed_size": SCRATCH if "attention" in name else 0}
+        wrong = [key for key, value in exact.items() if notes[key] != value]
+        wrong += [key for key, value in allowed.items() if notes[key] > value]
+        told += [f"{name}: {key} is {notes[key]}" for key in wrong]
+    return told
+
+
 def check_kernels(code: bytes, architecture: str) -> None:
     """Compare what a code object says of each kernel with what the architecture has."""
     assert abi_version(code) == 5
     found = kernels(code)
     assert found
-    for name, notes in found.items():
-        assert notes[".wavefront_size"] == ARCHITECTURES[architecture].wave, name
-        assert notes[".max_flat_workgroup_size"] == THREADS, name
-        assert notes[".group_segment_fixed_size"] <= 64 << 10, name
-        assert notes[".vgpr_count"] <= REGISTERS.get(architecture, 256), name
-        assert notes[".sgpr_count"] <= SCALARS, name
-        assert not notes[".uses_dynamic_stack"], name
-        allowed = SCRATCH if "attention" in name else 0
-        assert notes[".private_segment_fixed_size"] <= allowed, name
+    assert beyond_limits(found, architecture) == []
+
+
+def by_kernel(text: str) -> dict[str, str]:
+    """Return the assembly of each kernel by its name."""
+    parts = re.split(r"^(\w+):\s*; @\1$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def without_wide_loads(text: str) -> list[str]:
+    """Return the computations of which no kernel loads sixteen bytes at once."""
+    found = by_kernel(text)
+    assert found
+    return [
+        part
+        for part in HOT
+        if not any(re.search(WIDE_LOAD, each) for name, each in found.items() if part in name)
+    ]
 
 
 def check_assembly(text: str, architecture: str) -> None:
     """Look for the instructions that the schedules count on."""
     assert re.search(DOT, text)
-    assert re.search(WIDE_LOAD, text)
+    assert without_wide_loads(text) == []
     assert re.search(WIDE_SHARED, text)
     # Everything is inlined, so no call takes registers to memory and back.
     assert not re.search(r"\bs_swappc_b64\b", text)
@@ -139,18 +177,58 @@ def test_every_kernel_keeps_to_its_architecture(tiny: Compiled) -> None:
         check_assembly(made.assembly, architecture)
 
 
-def test_indices_are_of_32_bits(tiny: Compiled) -> None:
-    wide = set()
-    for name, function in tiny.lowered.functions.items():
+def test_registers_and_memory_beyond_the_limits_are_told(tiny: Compiled) -> None:
+    ((architecture, made),) = tiny.made.items()
+    name, notes = next((n, k) for n, k in kernels(made.code).items() if "attention" not in n)
+    assert beyond_limits({name: notes}, architecture) == []
+    most = REGISTERS.get(architecture, 256)
+    for key, value in (
+        (".vgpr_count", most + 1),
+        (".sgpr_count", SCALARS + 1),
+        (".group_segment_fixed_size", (64 << 10) + 4),
+        (".private_segment_fixed_size", 4),
+        (".wavefront_size", 96 - notes[".wavefront_size"]),
+        (".max_flat_workgroup_size", 1024),
+        (".uses_dynamic_stack", True),
+    ):
+        told = beyond_limits({name: {**notes, key: value}}, architecture)
+        assert told == [f"{name}: {key} is {value}"]
 
-        def look(node: Any, name: str = name.name_hint) -> None:
+
+def test_narrow_loads_are_told(tiny: Compiled) -> None:
+    for made in tiny.made.values():
+        narrow = re.sub(WIDE_LOAD, "global_load_b32", made.assembly)
+        assert without_wide_loads(narrow) == list(HOT)
+
+
+def wide_indices(functions: dict[str, Any]) -> set[str]:
+    """Return the kernels that index memory by 64-bit integers."""
+    wide = set()
+    for name, function in functions.items():
+
+        def look(node: Any, name: str = name) -> None:
             if any("int64" in str(index.ty.dtype) for index in node.indices):
                 wide.add(name)
 
         for kind in (tvm.ir.TensorLoad, tvm.tirx.BufferStore):
             tvm_ffi.structural_walk(function.body, (kind, look))
+    return wide
+
+
+def test_indices_are_of_32_bits(tiny: Compiled) -> None:
+    functions = {name.name_hint: each for name, each in tiny.lowered.functions.items()}
     # What TVM itself writes for a few elements each: tables, one addition, one row.
-    assert {re.sub(r"\d*_kernel.*", "", name) for name in wide} <= {"rope_table", "add", "take"}
+    found = {re.sub(r"\d*_kernel.*", "", name) for name in wide_indices(functions)}
+    assert found <= {"rope_table", "add", "take"}
+
+
+def test_an_index_of_64_bits_is_told() -> None:
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"global_symbol": "copy"})
+        x, y = (T.arg(name, T.buffer([tirx.const(64, "int64")], "float32")) for name in "xy")
+        with T.serial(0, tirx.const(64, "int64")) as i:
+            T.buffer_store(y, x[i], [i])
+    assert wide_indices({"copy": builder.get()}) == {"copy"}
 
 
 def test_a_bundle_carries_the_code_objects_and_no_source(tiny: Compiled) -> None:

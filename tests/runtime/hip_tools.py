@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .launch_trace import HANDLE, Tracer, form_of
+
 LAUNCHED = ctypes.CFUNCTYPE(
     ctypes.c_int,
     ctypes.c_char_p,
@@ -26,7 +28,6 @@ LAUNCHED = ctypes.CFUNCTYPE(
     ctypes.c_size_t,
 )
 FORM = struct.pack("<Q", 5) + b"hsaco"
-HANDLE, FLOAT = 3, 2
 FAILED = 719
 """hipErrorLaunchFailure."""
 
@@ -52,11 +53,7 @@ class Kernel:
         for code, bits in self.types:
             size = bits // 8
             at = -(-at // size) * size
-            form = "<Q" if code == HANDLE else {4: "<f", 8: "<d"}[size] if code == FLOAT else None
-            if form:
-                (value,) = struct.unpack_from(form, packed, at)
-            else:
-                value = int.from_bytes(packed[at : at + size], "little", signed=True)
+            (value,) = struct.unpack_from("<" + form_of(code, bits), packed, at)
             found.append((code == HANDLE, value))
             at += size
         assert at == len(packed), "more arguments than the kernel has"
@@ -93,7 +90,9 @@ def kernels_within(library: bytes) -> dict[str, Kernel]:
     return found
 
 
-def run_launches_by(library: ctypes.CDLL, kernels: dict[str, Kernel], lookup: Any) -> Any:
+def run_launches_by(
+    library: ctypes.CDLL, kernels: dict[str, Kernel], lookup: Any, tracer: Tracer | None = None
+) -> Any:
     """Let the launches run on the OpenCL device.
 
     Parameters
@@ -104,6 +103,8 @@ def run_launches_by(library: ctypes.CDLL, kernels: dict[str, Kernel], lookup: An
         What each is called with.
     lookup : callable
         ``lookup(name)`` returns the kernel for OpenCL.
+    tracer : Tracer, optional
+        Who writes the launches down.
 
     Returns
     -------
@@ -127,7 +128,15 @@ def run_launches_by(library: ctypes.CDLL, kernels: dict[str, Kernel], lookup: An
         sizes = {f"blockIdx.{a}": groups[i] for i, a in enumerate("xyz")}
         sizes |= {f"threadIdx.{a}": threads[i] for i, a in enumerate("xyz")}
         tensors, values = [], []
-        for is_address, value in kernel.arguments(ctypes.string_at(packed, size)):
+        data = ctypes.string_at(packed, size)
+        arguments = kernel.arguments(data)
+        if tracer is not None:
+            extents = {tag: sizes[tag] for tag in kernel.tags}
+            rooms = {
+                value: library.standin_extent(value) for address, value in arguments if address
+            }
+            tracer.before(name.decode(), extents, kernel.types, data, arguments, rooms)
+        for is_address, value in arguments:
             if is_address:
                 tensors.append(copied(value))
                 value = tensors[-1][0]
@@ -138,6 +147,8 @@ def run_launches_by(library: ctypes.CDLL, kernels: dict[str, Kernel], lookup: An
             after = download(tensor)
             changed = after != before
             np.copyto(array, after, where=changed)
+        if tracer is not None:
+            tracer.after()
         return 0
 
     def guarded(*arguments: Any) -> int:
@@ -158,18 +169,59 @@ def _device_modules(module: Any, kind: str) -> list[Any]:
     return found + [each for other in module.imports for each in _device_modules(other, kind)]
 
 
-def trained_on_standin(rocm: Path, opencl: Path, arguments: list[str]) -> None:
-    """Run ``fabric`` with arguments, launches on OpenCL; both bundles hold the same kernels."""
+def _opencl_kernels(bundle: Path) -> Callable[[str], Any]:
+    """Return what looks up the kernels of a bundle for OpenCL by their names."""
+    from bitfabric.runtime.ffi import tvm_ffi
+
+    (device,) = _device_modules(tvm_ffi.load_module(str(bundle / "module.so")), "opencl")
+    return device.get_function
+
+
+def run_on_standin(bundle: Path, opencl: Path, arguments: list[str], plan: Path | None) -> None:
+    """Run ``fabric`` with arguments, a bundle for ROCm on the kernels of the same for OpenCL.
+
+    What was launched is written beside the plan of it, if there is one.
+    """
     from bitfabric.cli import main
     from bitfabric.runtime.backends import load_backend
-    from bitfabric.runtime.ffi import tvm_ffi
 
     for kind in ("opencl", "rocm"):
         load_backend(kind)
     library = ctypes.CDLL(os.environ["FABRIC_HIP_LIB"])
-    kernels = kernels_within((rocm / "module.so").read_bytes())
-    module = tvm_ffi.load_module(str(opencl / "module.so"))
-    (device,) = _device_modules(module, "opencl")
-    kept: Callable[..., int] = run_launches_by(library, kernels, device.get_function)
+    kernels = kernels_within((bundle / "module.so").read_bytes())
+    tracer = None if plan is None else Tracer(plan)
+    kept: Callable[..., int] = run_launches_by(library, kernels, _opencl_kernels(opencl), tracer)
     main(arguments, standalone_mode=True)
     del kept
+
+
+def run_as_planned(opencl: Path, arguments: list[str], plan: Path, device: Path) -> None:
+    """Run ``fabric`` with arguments that name a bundle of `compile_plan`; write the launches.
+
+    It takes checkpoints of the bundle of the device for its own.
+    """
+    from bitfabric.cli import main
+    from bitfabric.runtime import open_bundle, trainer
+    from bitfabric.runtime.backends import load_backend
+
+    from .launch_recorder import Recorder
+    from .opencl_tools import download, empty, upload
+
+    identity = trainer.bundle_fingerprint(open_bundle(device))
+    trainer.bundle_fingerprint = lambda bundle: identity
+    load_backend("opencl")
+    lookup = _opencl_kernels(opencl)
+
+    def execute(kernel: str, values: list[Any], extents: dict[str, int]) -> None:
+        tensors = {
+            i: upload(value.view("int8"), empty(value.shape, "int8"))
+            for i, value in enumerate(values)
+            if isinstance(value, np.ndarray)
+        }
+        given = [tensors.get(i, value) for i, value in enumerate(values)]
+        lookup(kernel)(*given, *extents.values())
+        for i, tensor in tensors.items():
+            values[i][:] = download(tensor).view("uint8")
+
+    Recorder(plan, execute).install()
+    main(arguments, standalone_mode=True)

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from bitfabric.runtime.backends import devices, load_backend
 from bitfabric.runtime.ffi import tvm_ffi
-from hip_tools import LAUNCHED
+from tests.runtime.hip_tools import LAUNCHED
 load_backend("rocm")
 call = lambda name, *a: tvm_ffi.get_global_func(name)(*a)
 device = tvm_ffi.Device("rocm", 0)
@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, script: str, **variables: str) -> Any:
     """Run a script with the tools above in a process of its own; return what it prints as JSON."""
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2])
     environment = {
         "FABRIC_HIP_LIB": str(folder / "libamdhip64.so"),
         "CODE": str(folder / "code"),

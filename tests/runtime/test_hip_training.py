@@ -1,94 +1,46 @@
 """Training through the HIP backend, on a library that runs its launches on the OpenCL device.
 
 The library is as lazy as ROCm's may be, so the adapter comes out right only if every copy, every
-argument, extent and lifetime is.
+argument, extent and lifetime is. What is launched, on which bytes, is compared with the processor's
+own run of the same kernels, launch by launch.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import shutil
 from collections import Counter
-from dataclasses import replace
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bitfabric.compiler import CompileOptions, LoraOptions, compile_model
-from bitfabric.models import RandomCheckpoint, open_model
 from bitfabric.runtime.checkpoint import find_checkpoint
-from bitfabric.targets import Target, get_target
 from safetensors.numpy import load_file
 
 from ..devices import missing
-from ..parity.conftest import BASE
-from .hip_tools import build_standin
-from .test_device_trouble import DATA
+from .hip_bundles import LAYERS, PLAN, STEPS, STREAMED, compile_bundles, run
+from .launch_trace import differences, read_trace
 
 pytestmark = pytest.mark.skipif(bool(missing("opencl")), reason=missing("opencl"))
-PLAIN = frozenset({"shared_memory", "int8_dot"})
-"""What PoCL's kernels may use, so ROCm's here."""
-STEPS = 4
 ADAPTER = "adapter_model.safetensors"
-
-
-def layouts() -> dict[str, Target]:
-    """Return targets that lay all kernels out alike, for each way to run them."""
-    rocm = replace(get_target("rocm-gfx90a"), features=PLAIN, matrices=())
-    rocm = replace(rocm, limits=replace(rocm.limits, subgroup=0, max_buffer=128 << 20))
-    opencl = get_target("opencl")
-    options = opencl.options | {
-        name: rocm.options[name]
-        for name in ("max_threads_per_block", "max_num_threads", "max_shared_memory_per_block")
-    }
-    same = replace(opencl, options=options, features=PLAIN, limits=rocm.limits)
-    return {"rocm": rocm, "opencl": same, "cpu": get_target("cpu")}
+WRITING = ["--prompt", "sentence number", "--max-new-tokens", "6", "--seed", "1"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the library, the data and a tiny model for each way."""
     place = tmp_path_factory.mktemp("hip")
-    build_standin(place)
-    (place / "data.jsonl").write_text(DATA, encoding="utf-8")
-    nano = open_model("nano")
-    model = RandomCheckpoint(replace(BASE, vocab_size=nano.config.vocab_size), 3, "random:tiny")
-    model.tokenizer_files = nano.tokenizer_files
-    options = CompileOptions(context=16, lora=LoraOptions(rank=2))
-    for name, target in layouts().items():
-        compile_model(model, target, options, place / f"{name}.fabric")
+    compile_bundles(place)
     return place
-
-
-def run(folder: Path, kind: str, name: str, *more: str, **environment: str) -> tuple[int, str]:
-    """Run a bundle, to train the adapter of a name if there is one; return status and output."""
-    arguments = ["run", str(folder / f"{kind}.fabric"), *more]
-    if name:
-        arguments += ["--train", str(folder / "data.jsonl"), "--adapter", str(folder / name)]
-        arguments += ["--max-steps", str(STEPS), "--save-every", "1", "--seed", "5"]
-    script = "from bitfabric.cli import main; main(ARGUMENTS)"
-    if kind == "rocm":
-        script = (
-            f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-            "from pathlib import Path\nfrom tests.runtime.hip_tools import trained_on_standin\n"
-            f"folder = Path({str(folder)!r})\n"
-            "trained_on_standin(folder / 'rocm.fabric', folder / 'opencl.fabric', ARGUMENTS)"
-        )
-    done = subprocess.run(
-        [sys.executable, "-c", f"ARGUMENTS = {arguments!r}\n{script}"],
-        env={**os.environ, "FABRIC_HIP_LIB": str(folder / "libamdhip64.so"), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stderr + done.stdout
 
 
 @pytest.fixture(scope="module")
 def trace(folder: Path) -> list[list[str]]:
     """Return what ran of a whole run, a line each, as words."""
     file = folder / "trace.txt"
-    code, told = run(folder, "rocm", "by-rocm", STANDIN_TRACE=str(file))
+    code, told = run(folder, PLAN, "by-plan", plan="training")
+    assert code == 0, told
+    code, told = run(folder, "rocm", "by-rocm", plan="training", STANDIN_TRACE=str(file))
     assert code == 0, told
     return [line.split() for line in file.read_text().splitlines()]
 
@@ -123,14 +75,6 @@ def test_every_command_was_in_order_and_every_byte_where_it_belongs(
     assert "refused" not in kinds
     # The one code object is the bundle's own, byte for byte, and is loaded once.
     assert kinds["load"] == 1
-    # The weights' windows arrive whole, from what the processor's bundle maps as well.
-    weights = sum(file.stat().st_size for file in (folder / "rocm.fabric" / "weights").iterdir())
-    written = sum(int(words[2]) for words in trace if words[0] == "write")
-    assert written > weights / 2
-    names = Counter(words[1] for words in trace if words[0] == "launch")
-    steps = [count for name, count in names.items() if name.startswith("adamw")]
-    assert steps
-    assert all(count % STEPS == 0 for count in steps)
     freed = {words[1] for words in trace if words[0] == "free"}
     for words in trace:
         if words[0] == "allocate":
@@ -138,11 +82,65 @@ def test_every_command_was_in_order_and_every_byte_where_it_belongs(
     assert not freed
 
 
+def test_training_launches_what_the_processors_run_implies(
+    folder: Path, trace: list[list[str]]
+) -> None:
+    plan, found = read_trace(folder / "training")
+    assert sum(words[0] == "launch" for words in trace) == len(plan)
+    assert Counter(launch["kernel"] for launch in plan)["adamw_kernel"] == STEPS * LAYERS
+    assert differences(plan, found) == []
+
+
+@pytest.mark.parametrize(
+    ("subfolder", "streamed", "name"),
+    [
+        ("writing", "", ""),
+        ("streamed-writing", STREAMED, ""),
+        pytest.param("streaming", STREAMED, "by-layer", marks=pytest.mark.slow),
+    ],
+)
+def test_writing_and_streaming_launch_what_the_processors_run_implies(
+    folder: Path, subfolder: str, streamed: str, name: str
+) -> None:
+    for kind in (PLAN, "rocm"):
+        each = f"{name}-{kind}" if name else ""
+        arguments = [] if name else WRITING
+        code, told = run(folder, kind + streamed, each, *arguments, plan=subfolder)
+        assert code == 0, told
+    plan, found = read_trace(folder / subfolder)
+    assert len(plan) > 100
+    assert differences(plan, found) == []
+
+
+def test_what_is_not_as_planned_is_told(folder: Path, trace: list[list[str]]) -> None:
+    plan, found = read_trace(folder / "training")
+    plan, found = plan[:40], found[:40]
+    assert differences(plan, found) == []
+    assert "39 launches where 40 are planned" in differences(plan, found[:-1])[0]
+    at = next(i for i, each in enumerate(found) if isinstance(each["arguments"][1], dict))
+
+    def altered(**changes: Any) -> list[str]:
+        other = deepcopy(found)
+        place = other[at]["arguments"][1]
+        for part, value in changes.items():
+            (place if part in place else other[at])[part] = value
+        return differences(plan, other)
+
+    size = plan[at]["arguments"][1]["size"]
+    first = found[at]["arguments"][0]
+    assert any("its kernel is other" in each for each in altered(kernel="other"))
+    assert any("its extents is" in each for each in altered(extents={"blockIdx.x": 9}))
+    assert any("its arguments are" in each for each in altered(packed="00"))
+    assert any(f"bytes, not {size}" in each for each in altered(room=size - 1))
+    assert any("other bytes before" in each for each in altered(before="0"))
+    assert any("other bytes after" in each for each in altered(after="0"))
+    assert any("share memory" in each for each in altered(place=first["place"]))
+
+
 def test_it_writes_what_the_same_kernels_write_elsewhere(folder: Path) -> None:
-    arguments = ["--prompt", "sentence number", "--max-new-tokens", "6", "--seed", "1"]
-    code, ours = run(folder, "rocm", "", *arguments)
+    code, ours = run(folder, "rocm", "", *WRITING)
     assert code == 0, ours
-    code, same = run(folder, "opencl", "", *arguments, FABRIC_DEVICE="opencl:0")
+    code, same = run(folder, "opencl", "", *WRITING, FABRIC_DEVICE="opencl:0")
     assert code == 0, same
     # Above the text stands how long it took.
     assert ours.splitlines()[-1] == same.splitlines()[-1]
@@ -166,8 +164,12 @@ def test_a_lost_device_leaves_a_whole_checkpoint(folder: Path, trace: list[list[
     found = find_checkpoint(folder / "broken")
     assert found is not None
     assert 0 < found.progress.step < STEPS
-    code, told = run(folder, "rocm", "broken", "--resume")
-    assert code == 0, told
+    # The processor takes the same checkpoint up where the device lost it.
+    shutil.copytree(folder / "broken", folder / "broken-plan")
+    for kind, name in ((PLAN, "broken-plan"), ("rocm", "broken")):
+        code, told = run(folder, kind, name, "--resume", plan="resume")
+        assert code == 0, told
+    assert differences(*read_trace(folder / "resume")) == []
     ours, whole = (load_file(folder / name / ADAPTER) for name in ("broken", "by-rocm"))
     for name, values in whole.items():
         assert ours[name].tobytes() == values.tobytes(), name

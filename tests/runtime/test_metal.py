@@ -34,7 +34,7 @@ MATRICES = replace(BASE, hidden_size=128, intermediate_size=192, head_dim=32)
 NUMBERS = """
 import json, sys
 import numpy as np
-from bitfabric.runtime import Batch, InferenceEngine, TrainingEngine, open_bundle
+from bitfabric.runtime import Batch, inference_engine, open_bundle, training_engine
 from bitfabric.runtime.backends import devices
 from bitfabric.targets import APIS
 bundle, given, out, work = sys.argv[1:]
@@ -43,12 +43,12 @@ batch = Batch(*(given.pop(name) for name in ("tokens", "labels", "starts")))
 opened = open_bundle(bundle)
 found = {}
 if work != "train":
-    writer = InferenceEngine(opened, [(given, 1.0)], capacity=32)
+    writer = inference_engine(opened, [(given, 1.0)], capacity=32)
     if work == "all":
         found["prefill"] = writer.prefill(batch.tokens[0, :9])
     found["decode"] = [writer.decode(token) for token in (3, 5, 7)]
 if work != "decode":
-    engine = TrainingEngine(opened)
+    engine = training_engine(opened)
     engine.load_adapter_tensors(given)
     found["evaluated"] = engine.evaluate(batch)
     for step in (1, 2):
@@ -65,14 +65,18 @@ if opened.kind == "metal":
 
 
 def numbers(
-    folder: Path, config: ModelConfig, context: int, work: str
+    folder: Path, config: ModelConfig, context: int, work: str, resident: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], str]:
-    """Return the numbers of the processor and of the stand-in, and what the latter printed."""
+    """Return the numbers of the processor and of the stand-in, and what the latter printed.
+
+    With so many `resident` layers the stand-in's are read as they are needed.
+    """
     model = RandomCheckpoint(config, seed=3, name="random:tiny")
     options = CompileOptions(context=context, lora=LoraOptions(rank=4))
     here = compile_model(model, get_target("cpu"), options, folder / "cpu.fabric")
     target = get_target("metal").with_host(this_host())
-    there = compile_model(model, target, options, folder / "metal.fabric")
+    streamed = replace(options, resident_layers=resident)
+    there = compile_model(model, target, streamed, folder / "metal.fabric")
     adapter, _, batch = setting(Compiled(model, options, open_bundle(here)))
     given = folder / "given.npz"
     np.savez(given, tokens=batch.tokens, labels=batch.labels, starts=batch.starts, **adapter)
@@ -114,6 +118,18 @@ def test_a_token_is_written_as_the_processor_writes_it(tmp_path: Path) -> None:
     assert device["families"] == ["Apple7", "Apple8"]
     assert device["max_buffer"] == 9 << 30
     assert device["unified_memory"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_layers_that_are_read_as_they_are_needed_give_the_processors_numbers(
+    tmp_path: Path,
+) -> None:
+    config = replace(BASE, num_layers=3)
+    here, there, _ = numbers(tmp_path, config, 12, "all", resident=0)
+    assert_same(there, here)
+    plan = json.loads((tmp_path / "metal.fabric" / "manifest.json").read_text())["plan"]
+    assert plan["resident_layers"] == 0
 
 
 @pytest.mark.slow
