@@ -173,11 +173,18 @@ def decoder_layer(project: Projections, x: relax.Expr, attend: Attention) -> rel
         ``(T, H)`` float32.
     """
     mixed = attend(project.normed_heads(project("qkv", x, norm="input_norm")))
-    o = {"norm": "attention_sub_norm", "output_norm": "attention_output_norm"}
-    x = project("o", mixed, **o, residual=x)
+    x = project(
+        "o", mixed, norm="attention_sub_norm", output_norm="attention_output_norm", residual=x
+    )
     gate_up = project("gate_up", x, norm="post_attention_norm")
-    down = {"norm": "ffn_sub_norm", "output_norm": "ffn_output_norm"}
-    return project("down", gate_up, **down, gated=True, residual=x)
+    return project(
+        "down",
+        gate_up,
+        norm="ffn_sub_norm",
+        output_norm="ffn_output_norm",
+        gated=True,
+        residual=x,
+    )
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def dense(
         )
         if not lora:
             return product
-        return with_adapters(product, lora[2] if len(lora) > 2 else x, *lora[:2], parameters)
+        inputs = lora[2] if len(lora) > 2 else x
+        return with_adapters(product, inputs, lora[0], lora[1], parameters)
 
     arguments = [x, weight, *(adapter or ())]
     if adapter is not None and lora_input is not None:
