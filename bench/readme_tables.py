@@ -53,7 +53,8 @@ def _from_json(results: list[dict]) -> Figures:
         model = result["model"].removeprefix("random:")
         other = result.get("against", {})
         speeds = result["tokens_per_s"], other.get("tokens_per_s"), result.get("ratio")
-        found[model, result["work"]] = speeds
+        long = result["work"] == "prefill" and result["tokens"] != 128
+        found[model, f"prefill {result['tokens']}" if long else result["work"]] = speeds
         if result["work"] == "train":
             memory = result["peak_memory_mib"], other.get("peak_memory_mib"), None
             found[model, "memory"] = memory
@@ -94,19 +95,32 @@ def processor_table() -> list[str]:
 
 
 def device_table() -> list[str]:
-    """Return the lines of the H200's table, a column for each way to it, and the rival's."""
+    """Return the lines of the H200's table, a column for each way to it, and the rival's.
+
+    Where the two took turns, it is said how many times as fast ours was.
+    """
     ways = {"CUDA": "cuda", "Vulkan": "vulkan", "OpenCL": "opencl"}
     found = {way: figures(f"headline-{name}-h200") for way, name in ways.items()}
     lines = [f"| | {' | '.join(ways)} | rival |", "| --- |" + " --- |" * (len(ways) + 1)]
     for model in MODELS:
-        for label, row in ROWS.items():
+        for label, row in (ROWS | {"prefill of 512": "prefill 512"}).items():
+            if not any((model, row) in found[way] for way in ways):
+                continue
             what = "its memory on the device, MiB" if row == "memory" else f"{label}, tokens/s"
             name = f"{model}: {what}" if row == "train" else what
-            cells = [number(found[way][model, row][0]) for way in ways]
-            rival = next((v for w in ways if (v := found[w][model, row][1]) is not None), None)
+            figures_of = [found[way].get((model, row), (None, None, None)) for way in ways]
+            cells = [_figure(ours, ratio) for ours, _, ratio in figures_of]
+            rival = next((other for _, other, _ in figures_of if other is not None), None)
             cells.append("" if rival is None else number(rival))
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _figure(ours: float | None, ratio: float | None) -> str:
+    """Write a speed, and how many times the rival's it is; nothing where there is none."""
+    if ours is None:
+        return ""
+    return number(ours) + (f": {ratio:.1f} x" if ratio is not None else "")
 
 
 def _memory(side: Mapping[str, Any]) -> str:

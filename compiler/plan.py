@@ -43,7 +43,7 @@ POOLED = ("cpu", "cuda")
 PROMPT = 512
 """Tokens of a prompt that are computed at once."""
 SMALL = 16
-"""Tensors of a few numbers, each of which takes a page of CUDA's memory; a layer has one as well."""
+"""Tensors of a few numbers, each of which takes a page of CUDA's memory; a layer has one, too."""
 POINTS = ("embedding", "forward", "head", "backward", "first layer", "update")
 """Moments of a step: the ends of its phases, but the backward pass where it begins as well."""
 Footprints = Mapping[str, Footprint]
