@@ -64,13 +64,21 @@ def time_share(groups: Path, own: Path) -> float | None:
     return min(found, default=None)
 
 
+LOOKS = 2000
+"""How often a thread looks for work before it sleeps: about a millisecond, and kernels follow one
+another within microseconds."""
+
+
 def prepare_threads() -> None:
     """Have TVM take a thread for every processor, and bind each to one where it has them all.
 
     By itself it takes half of the processors, on the belief that the others are siblings, and
     binds its threads to the machine's first ones: outside of what the process was confined to, and
-    to the same ones in each of several processes.
+    to the same ones in each of several processes. And it has a thread look for work 300,000 times,
+    letting others run each time, before it sleeps or ends: with other programs about, that is
+    minutes at the end of a process.
     """
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", str(LOOKS))
     threads = os.environ.setdefault("TVM_NUM_THREADS", str(processors()))
     if threads != str(os.cpu_count()):
         os.environ.setdefault("TVM_BIND_THREADS", "0")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bitfabric.runtime.library import processors, time_share
+from bitfabric.runtime.library import LOOKS, prepare_threads, processors, time_share
 
 SCRIPT = """
 import os, sys
@@ -81,3 +81,14 @@ def test_threads_stay_where_the_process_is_confined() -> None:
     threads, *affinities = done.stdout.splitlines()
     assert threads == "1"
     assert set(affinities) == {str(processor)}
+
+
+def test_a_thread_looks_for_work_as_often_as_the_user_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TVM_THREAD_POOL_SPIN_COUNT", raising=False)
+    prepare_threads()
+    assert os.environ["TVM_THREAD_POOL_SPIN_COUNT"] == str(LOOKS)
+    monkeypatch.setenv("TVM_THREAD_POOL_SPIN_COUNT", "7")
+    prepare_threads()
+    assert os.environ["TVM_THREAD_POOL_SPIN_COUNT"] == "7"
