@@ -42,8 +42,9 @@ POOLED = ("cpu", "cuda")
 """Devices on which TVM's virtual machine keeps freed memory by size, see `_Pool`."""
 PROMPT = 512
 """Tokens of a prompt that are computed at once."""
-SMALL = 16
-"""Tensors of a few numbers, each of which takes a page of CUDA's memory; a layer has one, too."""
+SMALL = 64
+"""Tensors of a few numbers, and what is left of the pages of others: each takes a page of CUDA's
+memory. A layer has two more."""
 POINTS = ("embedding", "forward", "head", "backward", "first layer", "update")
 """Moments of a step: the ends of its phases, but the backward pass where it begins as well."""
 Footprints = Mapping[str, Footprint]
@@ -143,7 +144,7 @@ def training_plan(
     work, scratch = _workspaces(found, target, state)
     # Rope, the batch, the seeds of dropout, and a handful of numbers.
     tables = 4 * (options.context * rope_width(config) + 3 * tokens + depth + 16)
-    tables += (depth + SMALL) * MEMORY_PAGE if target.device == "cuda" else 0
+    tables += (2 * depth + SMALL) * MEMORY_PAGE if target.device == "cuda" else 0
     rows = [
         *_fixed(config, target, options, train=True),
         _constant("adapter", depth * adapter),
