@@ -47,6 +47,8 @@ class DeviceSlots:
         self._lane.free(slot)
         if not self._tensors[slot]:
             self._tensors[slot] = self._room(layer)
+            # Kernels that are yet to run may use what was in this memory before.
+            self._lane.used(slot)
         pieces = self._pieces(slot, layer)
         places = self._lane.places(pieces)
         if places is not None:

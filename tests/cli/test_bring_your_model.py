@@ -83,7 +83,13 @@ def test_an_export_must_say_what_to_write(place: Path) -> None:
 
 def test_models_lists_families_checks_and_names() -> None:
     found = fabric_json("models")
-    assert [family["name"] for family in found["families"]] == ["bitnet", "1bitllm", "llama"]
+    assert [family["name"] for family in found["families"]] == [
+        "bitnet",
+        "1bitllm",
+        "llama",
+        "gemma3",
+        "qwen3",
+    ]
     shown = fabric("models").stdout
     for family in found["families"]:
         assert family["verified"]

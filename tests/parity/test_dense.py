@@ -31,13 +31,13 @@ class Case:
     adapter: dict[str, np.ndarray]
     folder: Path
 
-    def compile(self, target: str = "cpu", head: str = "f16") -> Bundle:
+    def compile(self, target: str = "cpu", head: str = "f16", recompute: str = "auto") -> Bundle:
         """Compile the model for a target."""
-        path = self.folder.parent / f"{self.family}-{target}-{head}.fabric"
+        path = self.folder.parent / f"{self.family}-{target}-{head}-{recompute}.fabric"
         api = automatic(target)
         chosen = get_target(target, devices(api.kind)[0] if api else None)
         lora = LoraOptions(rank=RANK, alpha=ALPHA)
-        options = CompileOptions(context=CONTEXT, lora=lora, head=head)
+        options = CompileOptions(context=CONTEXT, lora=lora, head=head, recompute=recompute)
         if not path.exists():
             compile_model(open_model(str(self.folder)), chosen, options, path)
         return open_bundle(path)
@@ -93,7 +93,7 @@ def loss_only(model: Any, tokens: np.ndarray, labels: np.ndarray) -> float:
 
 
 def test_streamed_layers_train_alike(case: Case) -> None:
-    bundle, batch, found = case.compile(), _batch(), []
+    bundle, batch, found = case.compile(recompute="all"), _batch(), []
     for engine in (TrainingEngine(bundle), StreamingTrainingEngine(bundle, 0)):
         engine.load_adapter_tensors(case.adapter)
         loss = engine.accumulate(batch, 1.0, seed=0)

@@ -118,10 +118,9 @@ def one_of_each(target: Target) -> dict[str, Kernel]:
 
 
 def test_every_rule_of_note_asks() -> None:
-    assert {kernel.signature.kernel for kernel in kernels(host_cpu())} == ASKING - {
-        # Only a validation without training calls it.
-        "head_loss_forward",
-    }
+    # Only a validation without training calls the last. What no rule of ours lays out asks, too.
+    found = {kernel.signature.kernel for kernel in kernels(host_cpu())}
+    assert found >= ASKING - {"head_loss_forward"}
 
 
 @pytest.mark.parametrize("name", sorted(ASKING - {"head_loss_forward"}))
@@ -136,8 +135,10 @@ def test_no_decision_changes_a_result_on_any_target(target: Target) -> None:
         assert compare(kernel, 6) == [], kernel.signature.title
 
 
-FIXED = {"compressed_adamw", "dropout", "rope_table"}
-"""Kernels whose layout is what their data is laid out by, or that are no part of a step."""
+FIXED = {"compressed_adamw", "copy_cache", "dense", "dense_vjp", "dropout", "rope_table"}
+"""Kernels whose layout is what their data is laid out by, or that are no part of a BitNet's step."""
+SHARED = {"bitlinear", "cached_attention"}
+"""Kernels whose decisions are about tiles in shared memory."""
 
 
 @every_gpu
@@ -146,6 +147,7 @@ def test_every_rule_of_a_device_asks(target: Target) -> None:
     asking = set(one_of_each(target))
     # The gate's adjoint alone is of models without a norm behind it.
     absent = {"*", "head_loss_forward", "gated_activation_vjp", *FIXED}
+    absent |= set() if "shared_memory" in target.features else SHARED
     assert {rule.kernel for rule in FAMILIES["gpu"]} - absent <= asking
 
 
