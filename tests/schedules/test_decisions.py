@@ -136,7 +136,7 @@ def test_no_decision_changes_a_result_on_any_target(target: Target) -> None:
 
 
 FIXED = {"compressed_adamw", "copy_cache", "dense", "dense_vjp", "dropout", "rope_table"}
-"""Kernels whose layout is what their data is laid out by, or that are no part of a BitNet's step."""
+"""Kernels whose layout is what their data is laid out by, or that no BitNet's step has."""
 SHARED = {"bitlinear", "cached_attention"}
 """Kernels whose decisions are about tiles in shared memory."""
 
