@@ -116,6 +116,7 @@ def test_prefill_and_decode_equal_transformers(case: Case) -> None:
             engine.decode(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGET_PARAMETERS)
 def test_a_device_gives_the_processors_numbers(case: Case, target: str) -> None:
     batch, found = _batch(), []

@@ -52,7 +52,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(
     scope="module",
-    params=["every-tensor", pytest.param("untied-head", marks=pytest.mark.slow), "one-mib"],
+    params=[
+        pytest.param("every-tensor", marks=pytest.mark.slow),
+        pytest.param("untied-head", marks=pytest.mark.slow),
+        "one-mib",
+    ],
 )
 def both(
     request: pytest.FixtureRequest, kind: str, tmp_path_factory: pytest.TempPathFactory

@@ -152,7 +152,15 @@ def test_every_rule_of_a_device_asks(target: Target) -> None:
 
 
 @every_gpu
-@pytest.mark.parametrize("name", ["fused_bitlinear", "bitlinear_vjp", "attention", "sum_squares"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fused_bitlinear",
+        pytest.param("bitlinear_vjp", marks=pytest.mark.slow),
+        pytest.param("attention", marks=pytest.mark.slow),
+        "sum_squares",
+    ],
+)
 def test_decisions_change_no_result_on_a_device(target: Target, name: str) -> None:
     assert compare(one_of_each(target)[name], 2) == []
 
