@@ -27,7 +27,7 @@ def _run(
     answers = {tile: tokens, f"ahead, {tile}": ahead, f"teams, {tile}": teams}
     with deciding(answers) as asked:
         _, scheduled = schedule(function, HOPPER)
-    assert asked.values == answers
+    assert asked.values.items() >= answers.items()
     found = [np.full(shape, np.nan, "float32") for shape in shapes]
     Emulation(scheduled, HOPPER)(*inputs, *found)
     return found
