@@ -42,6 +42,8 @@ void Upload(const ffi::Tensor& tensor, int64_t byte_offset, void* from, int64_t 
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {
+  // Another copy of this library may be here: the first one stays.
+  if (ffi::Function::GetGlobal("device_api.opencl").has_value()) return;
   Register<Backend>();
   tvm::ffi::reflection::GlobalDef()
       .def("bitfabric.opencl.mark", MarkQueue)

@@ -17,6 +17,7 @@ from bitfabric.targets import get_target
 from ..devices import needs
 from ..parity.conftest import Compiled, compile_tiny
 
+pytestmark = list(needs("opencl"))
 SECONDS = 300
 CASE = {"config": {"num_layers": 1, "vocab_size": 512}}
 
@@ -44,7 +45,6 @@ def found(compiled: Compiled, expected: Path) -> list[dict[str, Any]]:
     return tried(compiled.bundle.path, expected, environment, SECONDS)
 
 
-@needs("opencl")
 def test_every_kernel_of_the_bundle_is_tried_and_right(
     compiled: Compiled, found: list[dict[str, Any]]
 ) -> None:
@@ -55,7 +55,6 @@ def test_every_kernel_of_the_bundle_is_tried_and_right(
     assert kernel_lines(found) == [f"{len(found)} of {len(found)} kernels give the right numbers"]
 
 
-@needs("opencl")
 def test_a_kernel_that_is_wrong_is_named(
     compiled: Compiled, expected: Path, found: list[dict[str, Any]]
 ) -> None:
