@@ -17,7 +17,7 @@ from bitfabric.targets import get_target
 from ..devices import needs
 from ..parity.conftest import Compiled, compile_tiny
 
-pytestmark = list(needs("opencl"))
+pytestmark = [*needs("opencl"), pytest.mark.slow]
 SECONDS = 300
 CASE = {"config": {"num_layers": 1, "vocab_size": 512}}
 
