@@ -57,7 +57,7 @@ def floor(manifest: Mapping[str, Any], work: Work, rates: Rates) -> dict[str, An
             "2 operations for each weight and token",
         )
     useful = [(2.0 * ternary, forward), (2.0 * ternary + 4.0 * head, backward)]
-    found = _found(useful, "4 operations for each weight and token; 6 with what is recomputed")
+    found = _found(useful, "4 operations for each weight and token; 6 where all is recomputed")
     again = _found([*useful, (2.0 * ternary, forward)], "")
     return {**found, "with_recompute": again["tokens_per_s"]}
 
