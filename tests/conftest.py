@@ -31,7 +31,7 @@ LONG = {
     "test_rows_are_read_where_they_lie_without_shared_memory",
     "test_the_adjoint_is_the_same_every_time",
 }
-"""Tests whose kernels lavapipe compiles for ten seconds and more."""
+"""Tests whose kernels these compile for ten seconds and more."""
 
 # A machine that is busy with something else is slow, not wrong.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -43,7 +43,7 @@ REAL_KERNELS = ("tests/parity/", "tests/schedules/")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On lavapipe, which takes seconds to compile a kernel, make all but the first case slow."""
+    """On processors posing as devices, slow compilers, make all but a test's first case slow."""
     seen = set()
     for item in items:
         device = item.get_closest_marker("device")
@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.nodeid.startswith(REAL_KERNELS):
             continue
         test = item.nodeid.partition("[")[0]
-        if test in seen or test.rpartition("::")[2] in LONG:
+        case = (test, *device.args)
+        if case in seen or test.rpartition("::")[2] in LONG:
             item.add_marker(pytest.mark.slow)
-        seen.add(test)
+        seen.add(case)

@@ -30,8 +30,8 @@ def needs(kind: str) -> tuple[pytest.MarkDecorator, ...]:
 
 @cache
 def is_slow(kind: str) -> bool:
-    """Return whether a kind's device takes seconds to compile a kernel: lavapipe does."""
-    return kind == "vulkan" and not missing(kind) and is_processor(devices(kind)[0])
+    """Return whether a kind's device takes seconds to compile a kernel: lavapipe and PoCL do."""
+    return not missing(kind) and is_processor(devices(kind)[0])
 
 
 API_PARAMETERS = [pytest.param(kind, marks=needs(kind), id=kind) for kind in APIS]

@@ -116,6 +116,7 @@ def test_a_foreign_target_can_not_be_tuned_here() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="serving needs Android, Linux or macOS")
+@pytest.mark.slow
 def test_a_device_elsewhere_is_tuned_and_its_records_kept_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

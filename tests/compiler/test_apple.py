@@ -29,6 +29,7 @@ NAME = 0xD
 @pytest.mark.parametrize(
     ("target", "platform", "least"), [("metal", 1, (11, 0)), ("ios-a16", 2, (16, 0))]
 )
+@pytest.mark.slow
 def test_a_library_of_apples_is_whole_and_signed(
     target: str, platform: int, least: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def test_debug_dump_writes_the_ir_of_every_phase(tmp_path: Path) -> None:
     assert names == ["1-graph.py", "2-fused.py", "3-scheduled.py", "4-lowered.py"]
 
 
+@pytest.mark.slow
 def test_two_compilations_give_the_same_weights_and_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def readelf(option: str, module: Path) -> list[list[str]]:
         ("cpu-neon", LINUX, "AArch64", COMPUTES, {"libm.so.6", "libc.so.6", "libtvm_ffi.so"}),
     ],
 )
+@pytest.mark.slow
 def test_a_module_for_another_linux_asks_for_nothing_unexpected(
     target: str,
     triple: str | None,

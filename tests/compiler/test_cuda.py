@@ -62,6 +62,7 @@ def test_its_refusal_is_a_users_error_through_tvm_as_well() -> None:
 
 
 @needs_toolkit
+@pytest.mark.slow
 def test_a_bundle_carries_machine_code_and_no_source(tmp_path: Path) -> None:
     model = RandomCheckpoint(replace(BASE, num_layers=1), 1, "random:tiny")
     path = compile_model(model, get_target("cuda-sm80"), OPTIONS, tmp_path / "tiny.fabric")

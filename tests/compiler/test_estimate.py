@@ -23,6 +23,7 @@ def predicted(model: str, train: bool = True, options: CompileOptions = OPTIONS)
 
 
 @pytest.mark.parametrize("work", ["train", "decode"])
+@pytest.mark.slow
 def test_peak_memory_of_125m_is_at_most_what_was_predicted_and_not_much_less(
     work: str, tmp_path: Path
 ) -> None:

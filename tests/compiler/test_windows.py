@@ -207,6 +207,7 @@ def allocated(function: tirx.PrimFunc) -> list[int]:
 
 
 @pytest.mark.parametrize("limit", [2600, 1 << 14])
+@pytest.mark.slow
 def test_no_buffer_of_a_model_is_above_the_limit(limit: int) -> None:
     target = limited(limit)
     config = replace(BASE, vocab_size=301)

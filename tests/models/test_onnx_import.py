@@ -100,6 +100,7 @@ def bitnet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_a_bitnet_of_transformers_through_torchs_exporter(
     bitnet_folder: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +207,7 @@ def test_files_beside_are_mapped_and_read(llama: tuple[Checkpoint, Path], tmp_pa
     assert (found.config.bos_token_id, found.config.max_context) == (1, 99)
 
 
+@pytest.mark.slow
 def test_an_imported_model_trains_like_the_original(bitnet_folder: Path, tmp_path: Path) -> None:
     original = open_model(str(bitnet_folder))
     export_onnx(original, tmp_path / "m.onnx", OnnxOptions(bits=4))

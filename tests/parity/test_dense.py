@@ -72,6 +72,7 @@ def test_loss_and_every_lora_gradient_equal_pefts(case: Case) -> None:
         np.testing.assert_allclose(gradient, wanted[name], rtol=1e-4, atol=1e-4 * size)
 
 
+@pytest.mark.slow
 def test_two_documents_in_a_row_do_not_see_each_other(case: Case) -> None:
     batch, cut = _batch(), 5
     engine = TrainingEngine(case.compile())
@@ -92,6 +93,7 @@ def loss_only(model: Any, tokens: np.ndarray, labels: np.ndarray) -> float:
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
 
 
+@pytest.mark.slow
 def test_streamed_layers_train_alike(case: Case) -> None:
     bundle, batch, found = case.compile(recompute="all"), _batch(), []
     for engine in (TrainingEngine(bundle), StreamingTrainingEngine(bundle, 0)):

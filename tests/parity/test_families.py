@@ -47,6 +47,7 @@ def test_logits_of_1bitllm_equal_the_reference(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, expected[-1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_int8_head_is_the_head_rounded_to_its_rows_scales(tmp_path: Path) -> None:
     folder = float32_folder(tmp_path / "model", "llama", "online")
     model = open_model(str(folder))

@@ -85,6 +85,7 @@ def test_a_new_question_reads_only_what_follows_the_common_beginning(tiny: Compi
 
 
 @pytest.mark.parametrize(("kv_cache", "bound"), [("f16", 0.03), ("int8", 0.3)])
+@pytest.mark.slow
 def test_a_smaller_cache_changes_logits_little(tmp_path: Path, kv_cache: str, bound: float) -> None:
     """Prompt, token and batch alike; the tiny model's own 8-bit steps enlarge what is rounded."""
     tiny = compile_tiny(tmp_path, CASES["grouped-query-relu2"], kv_cache=kv_cache)

@@ -84,6 +84,7 @@ def adapter_of(engine: TrainingEngine) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_losses_gradients_and_update(both: tuple[Bundle, Bundle]) -> None:
     vocabulary = both[0].config["vocab_size"]
     generator = np.random.default_rng(1)
@@ -108,6 +109,7 @@ def test_losses_gradients_and_update(both: tuple[Bundle, Bundle]) -> None:
             np.testing.assert_array_equal(tiled[index][name], values, err_msg=name)
 
 
+@pytest.mark.slow
 def test_logits_of_prompts_and_tokens(both: tuple[Bundle, Bundle]) -> None:
     vocabulary = both[0].config["vocab_size"]
     adapter = adapter_of(TrainingEngine(both[0]))

@@ -269,6 +269,7 @@ def test_compiled_kernels_are_kept_on_disk_and_damage_is_noticed(tmp_path: Path)
     assert run() == (1, 0)
 
 
+@pytest.mark.slow
 def test_another_source_or_option_is_another_entry(tmp_path: Path) -> None:
     longer = "load(module_bytes({'scale': (SCALE + '\\n', SCALE_TYPES)}))"
     other = COUNT.replace("scale_module()", longer)

@@ -100,6 +100,7 @@ def test_training_there_gives_the_bits_of_training_here(bundle: Bundle, device: 
 
 
 @every_api
+@pytest.mark.slow
 def test_a_device_there_gives_the_bits_of_the_device_here(
     kind: str, device: Device, tmp_path: Path
 ) -> None:
@@ -226,6 +227,7 @@ def test_a_call_without_end_is_given_up(bundle: Bundle, device: Device) -> None:
     assert notes[0].endswith("came to no end within 1.5 s. Trying again.")
 
 
+@pytest.mark.slow
 def test_a_tracker_hands_out_its_devices_and_a_frozen_one_is_skipped(
     bundle: Bundle, store: Path
 ) -> None:

@@ -405,6 +405,7 @@ print(call("bitfabric.vulkan.programs"))
 """
 
 
+@pytest.mark.slow
 def test_compiled_kernels_are_kept_on_disk_and_damage_is_noticed(tmp_path: Path) -> None:
     def run() -> tuple[int, int]:
         counts = in_process(COUNT, BITFABRIC_CACHE=str(tmp_path))
@@ -440,6 +441,7 @@ def fnv(data: bytes) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_another_code_or_interface_is_another_entry(tmp_path: Path) -> None:
     script = COUNT.replace("scale_module()", "scale_module('spilled')")
     for each in (COUNT, script):

@@ -110,6 +110,7 @@ def test_a_relax_program_changes_the_callers_cache() -> None:
     assert np.count_nonzero(written) == 16
 
 
+@pytest.mark.slow
 def test_they_compile_for_arm() -> None:
     shape = AttentionShape(6, 2, 64)
     for kernel in ("append_kv", "cached_attention"):

@@ -56,6 +56,7 @@ def _check_adjoint(case: _Case, expected: np.ndarray) -> None:
 
 @needs_emulation
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.slow
 def test_attention_has_the_bits_of_float32(size: tuple[int, ...]) -> None:
     case = _Case(size)
     np.testing.assert_allclose(_attention(case), case.reference.forward(), atol=3e-6)
@@ -120,6 +121,7 @@ def _check_head(arrays: list[np.ndarray], weight: np.ndarray, dtype: str, bound:
     ("dtype", "size"),
     [("int8", (130, 96, 333, 0.6)), ("float16", (60, 64, 200, 0.8)), ("int8", (70, 64, 50, 0.0))],
 )
+@pytest.mark.slow
 def test_loss_and_gradient(dtype: str, size: tuple[int, int, int, float]) -> None:
     _check_head(*_arrays(dtype, *size), dtype, 1e-3)
 

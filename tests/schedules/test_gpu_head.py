@@ -53,6 +53,7 @@ def test_a_table_of_halves(target: Target) -> None:
 
 
 @every_gpu
+@pytest.mark.slow
 def test_many_tokens_have_longer_strips(target: Target) -> None:
     _compare(target, "int8", (1030, 16, 150, 0.3))
 

@@ -217,6 +217,7 @@ def test_the_meaning(kv_cache: str) -> None:
 
 
 @every_cache
+@pytest.mark.slow
 def test_they_compile_for_arm(kv_cache: str) -> None:
     for kernel in ("cached_attention", "decode_attention"):
         assert compiles_for_arm(_function(kernel, WIDTHS[64], kv_cache))
