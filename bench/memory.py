@@ -1,9 +1,12 @@
 """Peak memory of LoRA training: every published size in both packings, and against dense models.
 
-Run as ``python bench/memory.py sizes [--run 125M ...]`` for a line for each size, packing and way
-to hold the layers, planned and, of the sizes after `--run`, measured; or as ``python
-bench/memory.py compare`` for BitNet 1B beside a Gemma-3-1B-shaped and a Qwen3-0.6B-shaped model in
-float16, compiled by the same compiler. All have rank 8 on all modules and one row of 128 tokens.
+Run as ``python bench/memory.py sizes [--run 125M] [--way resident]`` for a line for each size,
+packing and way to hold the layers, planned and, of the sizes after `--run`, measured; or as
+``python bench/memory.py compare`` for BitNet 1B beside a Gemma-3-1B-shaped and a Qwen3-0.6B-shaped
+model in float16, compiled by the same compiler. ``python bench/memory.py budgets`` lets the
+compiler choose how to keep within a budget for each size, and measures what it takes. All have rank
+8 on all modules and one row of 128 tokens. `--way`, `--saving` and `--model` may be given more than
+once, and leave the others out.
 
 The plan is what `fabric compile` writes into the manifest. A measurement is a process of its own
 that opens a bundle and takes steps; what counts is its resident memory with the mapped weight files
@@ -19,6 +22,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +55,10 @@ DENSE = ("gemma3-1b", "qwen3-0.6b")
 GOALS = {"gemma3-1b": (0.778, 0.80), "qwen3-0.6b": (0.656, 0.70)}
 """Of BitNet 1B: the least share of a dense model's memory that it has to do without, and the goal.
 """
+
+
+BUDGETS = {"125M": (180,), "1B": (600, 300), "7B": (1700, 700), "13B": (2789, 1024, 700)}
+"""MiB within which a size has to train."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +96,29 @@ def measure(path: Path) -> dict[str, Any]:
     starts = np.zeros((shape[0], bundle.context), np.int32)
     batch, losses = Batch(row[:, :-1].copy(), row[:, 1:].copy(), starts), []
     for step in range(1, STEPS + 1):
+        begin = time.perf_counter()
         losses.append(engine.accumulate(batch, 1.0 / batch.labels.size, step) / batch.labels.size)
         engine.update(learning_rate=1e-3, step=step, clip_norm=1.0)
-    planned = bundle.manifest["plan"]["training"]["peak"] / MIB
-    memory = engine.device_memory_mib or peak_memory_mib()
-    return {"memory": memory, "planned": planned, "losses": losses}
+        seconds = time.perf_counter() - begin
+    plan = bundle.manifest["plan"]
+    return {
+        "memory": engine.device_memory_mib or peak_memory_mib(),
+        "planned": plan["training"]["peak"] / MIB,
+        "losses": losses,
+        "seconds": seconds,
+        "chosen": _chosen(bundle.manifest),
+    }
+
+
+def _chosen(manifest: dict[str, Any]) -> str:
+    """Say what a bundle's compiler chose that decides its memory."""
+    plan, depth = manifest["plan"], manifest["model"]["config"]["num_layers"]
+    parts = [manifest["packing"], f"{manifest['head']} head", f"{manifest['moments']} moments"]
+    resident = plan["resident_layers"]
+    parts.append("resident" if resident == depth else f"{resident} of {depth} layers stay")
+    parts += ["one layer's gradients"] if plan["gradients"] != "all" else []
+    parts += ["ends outside"] if plan["host_ends"] else []
+    return ", ".join(parts)
 
 
 def compiled(case: Case, target: str, folder: Path) -> Path:
@@ -107,11 +133,11 @@ def compiled(case: Case, target: str, folder: Path) -> Path:
     return path
 
 
-def cases() -> list[Case]:
-    """Return what :func:`compare` measures, dense models first."""
+def cases(savings: list[str]) -> list[tuple[str, Case]]:
+    """Return the savings and cases that :func:`compare` measures, dense models first."""
     sides = [(model, {"head": "f16"}) for model in DENSE]
     sides += [("1B", {"packing": packing}) for packing in PACKINGS]
-    return [Case(m, {**changes, **saving}) for m, changes in sides for saving in SAVINGS.values()]
+    return [(s, Case(m, {**changes, **SAVINGS[s]})) for m, changes in sides for s in savings]
 
 
 def measured(case: Case, target: str, folder: Path, forget: bool) -> dict[str, Any]:
@@ -142,8 +168,8 @@ def sizes(arguments: argparse.Namespace) -> None:
     print("{:6} {:7} {:32} {:>12} {:>13}".format(*head))
     for size in arguments.model or SIZES:
         for packing in PACKINGS:
-            for way, changes in WAYS.items():
-                case, taken = Case(size, {"packing": packing, **changes}), ""
+            for way in arguments.way or WAYS:
+                case, taken = Case(size, {"packing": packing, **WAYS[way]}), ""
                 if size in (arguments.run or ()):
                     found = measured(case, arguments.target, arguments.folder, arguments.forget)
                     taken = f"{found['memory']:,.0f}"
@@ -151,25 +177,42 @@ def sizes(arguments: argparse.Namespace) -> None:
                 print(f"{size:6} {packing:7} {way:32} {peak:12,.0f} {taken:>13}", flush=True)
 
 
+def budgets(arguments: argparse.Namespace) -> None:
+    """Print for every size and budget what the compiler planned, and what training took."""
+    head = "model", "budget", "planned MiB", "measured MiB", "s a step", "losses", "chosen"
+    print("{:6} {:>6} {:>12} {:>13} {:>9} {:16} {}".format(*head))
+    for size in arguments.model or BUDGETS:
+        for budget in BUDGETS[size]:
+            case = Case(size, {"memory_budget": budget * MIB})
+            found = measured(case, arguments.target, arguments.folder, arguments.forget)
+            losses = " to ".join(f"{loss:.4f}" for loss in found["losses"])
+            print(
+                f"{size:6} {budget:6,} {found['planned']:12,.1f} {found['memory']:13,.1f} "
+                f"{found['seconds']:9.3f} {losses:16} {found['chosen']}",
+                flush=True,
+            )
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Print the dense models' memory, then BitNet's and by how much it is less.
 
-    Against a dense model with the same savings, and, in brackets, with none.
+    Against a dense model with the same savings, and, in brackets, with the first of them.
     """
     target, folder, forget = arguments.target, arguments.folder, arguments.forget
     print(f"{'model':10} {'weights':8} {'training':36} {'planned MiB':>11} {'measured MiB':>12}")
     memory: dict[tuple[str, str, str], float] = {}
-    for case, saving in zip(cases(), itertools.cycle(SAVINGS)):
+    savings = arguments.saving or list(SAVINGS)
+    for saving, case in cases(savings):
         weights = str(case.changes.get("packing", "f16"))
         found = measured(case, target, folder, forget)
         memory[case.model, weights, saving] = found["memory"]
         figures = f"{found['planned']:11,.0f} {found['memory']:12,.0f}"
         print(f"{case.model:10} {weights:8} {saving:36} {figures}", flush=True)
     print(f"\nBitNet 1B takes less than, by:\n{'':48} " + " ".join(f"{m:>18}" for m in DENSE))
-    for packing, saving in itertools.product(PACKINGS, SAVINGS):
+    for packing, saving in itertools.product(PACKINGS, savings):
         ours, shares = memory["1B", packing, saving], []
         for model in DENSE:
-            alike, plain = (1 - ours / memory[model, "f16", s] for s in (saving, "f32 moments"))
+            alike, plain = (1 - ours / memory[model, "f16", s] for s in (saving, savings[0]))
             shares.append(f"{alike:8.1%} ({plain:6.1%})")
         print(f"1B {packing:8} {saving:36} " + " ".join(f"{share:>18}" for share in shares))
     least = (f"{low:.1%}, goal {goal:.0%}" for low, goal in GOALS.values())
@@ -180,15 +223,20 @@ def main() -> None:
     """Do what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
-    for name, does in (("sizes", sizes), ("compare", compare)):
+    for name, does in (("sizes", sizes), ("compare", compare), ("budgets", budgets)):
         command = commands.add_parser(name)
         command.set_defaults(does=does)
         command.add_argument("--target", default="cpu")
         command.add_argument("--folder", type=Path, default=Path("bundles"))
         command.add_argument("--forget", action="store_true", help="keep no bundle")
-        if name == "sizes":
+        if name == "budgets":
+            command.add_argument("--model", choices=BUDGETS, action="append")
+        elif name == "sizes":
             command.add_argument("--model", choices=SIZES, action="append")
             command.add_argument("--run", choices=SIZES, action="append", help="measure these")
+            command.add_argument("--way", choices=WAYS, action="append")
+        else:
+            command.add_argument("--saving", choices=SAVINGS, action="append")
     command = commands.add_parser("measure", help="measure one bundle in this process")
     command.add_argument("path", type=Path)
     command.set_defaults(does=lambda of: print(json.dumps(measure(of.path))))

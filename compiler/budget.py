@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from ..models.config import ModelConfig
 from ..targets import FabricError, Target
 from .options import CompileOptions
-from .plan import Footprints, Plan, outside_inputs, resident_layers, training_plan
+from .plan import Plan, outside_inputs, resident_layers, training_plan
 from .recompute import PLACES, way_to_recompute
+from .workspaces import Footprints
 
 MIB = 1 << 20
 Lessen = Callable[[CompileOptions], CompileOptions | None]

@@ -8,17 +8,18 @@ reaches (`bench/estimate.py` measures both and prints how far the prediction is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..models.config import ModelConfig
 from ..models.graph import head_tensors, layer_tensors
-from ..models.lora import adapter_layout
+from ..models.lora import adapter_layout, linear_groups
 from ..targets import Target
 from .budget import within_budget
 from .calibration import Calibration, calibrate
 from .memory import predicted_footprints
 from .options import CompileOptions
 from .plan import Plan, cache_bytes, tensor_bytes, training_plan, writing_plan
+from .recompute import PLACES, way_to_recompute
 
 MIB = 1 << 20
 EFFICIENCY = {
@@ -105,7 +106,8 @@ def estimate(
     seconds = None
     if target.family == "cpu":
         predict = _training_seconds if train else _token_seconds
-        seconds = predict(config, options, calibration or calibrate(target))
+        chosen = replace(options, recompute=way_to_recompute(config, target, options))
+        seconds = predict(config, chosen, calibration or calibrate(target))
     return Estimate(
         peak_memory_mib=sum(mib for _, mib in rows),
         step_seconds=seconds,
@@ -120,22 +122,35 @@ def _training_seconds(config: ModelConfig, options: CompileOptions, speed: Calib
     tokens, depth = options.context * options.micro_batch, config.num_layers
     product = 2.0 * config.linear_parameters * tokens
     adapter = 2.0 * adapter_layout(config, options.lora).parameters * depth * tokens
-    # Scores and mixing, forward twice (once recomputed) and five products backward, half masked.
-    attention = 9 * 0.5 * 2.0 * tokens * options.context * config.attention_size * depth
+    again = _computed_again(config, options)
+    # Scores and mixing: two products forward and five backward, half masked.
+    products = 7 if "attention" in PLACES[options.recompute] else 9
+    attention = products * 0.5 * 2.0 * tokens * options.context * config.attention_size * depth
     work = {
-        "ternary forward": 2 * product,
+        "ternary forward": (1 + again) * product,
         "straight-through": product,
         "head": 2 * 2.0 * config.vocab_size * config.hidden_size * tokens,
         "lora": 5 * adapter,
         "attention": attention,
     }
     if config.dense:  # Forth as back, a product of float32 sums.
-        work |= {"ternary forward": 0.0, "straight-through": 3 * product}
+        work |= {"ternary forward": 0.0, "straight-through": (2 + again) * product}
     peak = dict.fromkeys(work, speed.float32) | {"ternary forward": speed.int8}
     seconds = sum(work[kind] / (EFFICIENCY[kind] * peak[kind]) for kind in work)
     streamed = STREAMS * tokens * (config.hidden_size + config.intermediate_size) * 4 * depth
     calls = depth * KERNELS_A_LAYER[True] * CALL_SECONDS[True]
     return seconds + streamed / speed.read + calls
+
+
+def _computed_again(config: ModelConfig, options: CompileOptions) -> float:
+    """Return the fraction of the projections' forward products that the backward pass repeats.
+
+    Never the last one: its result is the layer's, and no use to the adjoint.
+    """
+    groups = linear_groups(config, ())
+    sizes = {group.name: group.inputs * sum(group.outputs) for group in groups}
+    kept = (*PLACES[options.recompute], groups[-1].name)
+    return sum(size for name, size in sizes.items() if name not in kept) / sum(sizes.values())
 
 
 def _token_seconds(config: ModelConfig, options: CompileOptions, speed: Calibration) -> float:

@@ -8,14 +8,11 @@ is measured is at most what was planned.
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..models.config import ModelConfig
 from ..models.graph import (
-    KEPT,
     TensorSpec,
     attention_shape,
     head_tensors,
@@ -27,10 +24,10 @@ from ..models.lora import adapter_layout
 from ..targets import Target
 from ..targets.cache_room import PAGE, cache_room
 from .memory import PAGE as MEMORY_PAGE
-from .memory import Footprint
 from .options import CompileOptions
 from .recompute import kept_sizes, way_to_recompute
 from .sizes import tensor_bytes, type_bytes
+from .workspaces import POOLED, Footprints, workspaces
 
 MIB = 1 << 20
 SLOTS = 2
@@ -38,8 +35,6 @@ SLOTS = 2
 PROCESS = {True: 70 * MIB, False: 62 * MIB}
 """Python, TVM's runtime, the command, a tokenizer and the data, in training and in writing, where a
 processor computes."""
-POOLED = ("cpu", "cuda")
-"""Devices on which TVM's virtual machine keeps freed memory by size, see `_Pool`."""
 PROMPT = 512
 """Tokens of a prompt that are computed at once."""
 SMALL = 64
@@ -47,7 +42,6 @@ SMALL = 64
 memory. A layer has two more."""
 POINTS = ("embedding", "forward", "head", "backward", "first layer", "update")
 """Moments of a step: the ends of its phases, but the backward pass where it begins as well."""
-Footprints = Mapping[str, Footprint]
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ def training_plan(
     kept = sum(kept_sizes(config, options, way))
     pooled = target.device in POOLED
     held = (depth,) * len(POINTS) if pooled else (0, depth, depth, depth, 1, 0)
-    work, scratch = _workspaces(found, target, state)
+    work, scratch = workspaces(found, target, state)
     # Rope, the batch, the seeds of dropout, and a handful of numbers.
     tables = 4 * (options.context * rope_width(config) + 3 * tokens + depth + 16)
     tables += (2 * depth + SMALL) * MEMORY_PAGE if target.device == "cuda" else 0
@@ -285,47 +279,3 @@ def _states(depth: int, target: Target, options: CompileOptions) -> tuple[int, .
         # What a pool has grown to, it keeps: every step but the first begins with it.
         return (kept + read,) * len(POINTS)
     return (1, kept, kept, kept + read, 1 + read, 0)
-
-
-def _workspaces(
-    found: Footprints, target: Target, state: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return workspace and scratch at each point; the adjoint of a layer's input counts here."""
-    at = (
-        ("embed",),
-        (KEPT if KEPT in found else "layer_forward",),
-        ("head_loss_vjp",),
-        ("layer_vjp", "layer_accumulate"),
-        ("layer_vjp", "layer_accumulate"),
-        ("gradient_squares", "update"),
-    )
-    scratch = [max(found[name].scratch for name in names) for names in at]
-    if target.device not in POOLED:
-        work = [max(found[name].planned for name in names) for names in at]
-        adjoint = (0, 0, 0, state, state, 0)
-        return tuple(w + a for w, a in zip(work, adjoint, strict=True)), tuple(scratch)
-    pool = _Pool()
-    for names in at:
-        blocks = Counter(size for name in names for size in found[name].storages)
-        if "layer_vjp" in names:
-            blocks[state] += 1
-        pool.hold(blocks)
-    return (pool.size,) * len(at), (max(scratch),) * len(at)
-
-
-class _Pool:
-    """TVM's pooled allocator: a freed block is kept, and serves requests of its own size alone."""
-
-    def __init__(self) -> None:
-        self._blocks: Counter[int] = Counter()
-
-    def hold(self, wanted: Counter[int]) -> None:
-        """Take blocks; all that were taken before are free again."""
-        self._blocks |= wanted
-
-    @property
-    def size(self) -> int:
-        """Bytes of all blocks, each rounded to pages."""
-        return sum(
-            -(-size // MEMORY_PAGE) * MEMORY_PAGE * count for size, count in self._blocks.items()
-        )

@@ -12,7 +12,8 @@ from .engine import TrainingEngine
 from .inference import InferenceEngine
 from .memory import peak_memory_mib
 from .protocols import Tensors
-from .streaming import Outside, StreamingInferenceEngine, StreamingTrainingEngine
+from .streaming import Outside, StreamingTrainingEngine
+from .streaming_inference import StreamingInferenceEngine
 
 MIB = 1 << 20
 

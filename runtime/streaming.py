@@ -1,4 +1,4 @@
-"""The engines of a bundle whose layers, or some of them, are read while the one before computes.
+"""Training with layers, or some of them, that are read while the one before computes.
 
 A step calls the module's functions of one layer, in the order and with the kernels of the whole
 step: the losses and the adapter are the same bits. Where only one layer's gradients are kept, each
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,12 @@ import numpy as np
 from ..targets import FabricError
 from .batch import Batch
 from .bundle import Bundle
-from .engine import AdapterLayout, Tensors, TrainingEngine, end_tensors
+from .engine import Tensors, TrainingEngine, end_tensors
 from .host_ends import Ends, HeldEnds, HostEnds
-from .inference import InferenceEngine
 from .layer_feed import LayerFeed
 from .layer_inputs import LayerInputs
 from .memory_space import MemorySpace, Tensor, Windows
+from .one_layer import OneLayer
 
 KEPT, LAYER, LAYER_TWICE = "all", "layer", "layer-twice"
 """What is kept of the gradients: those of all layers, or of one; the last with two backward
@@ -295,80 +294,3 @@ class StreamingTrainingEngine(TrainingEngine):
 def _let_go(layer: int, work: _Pending) -> None:
     """Forget a layer's input, which its adjoint was the last to need."""
     work.inputs.drop(layer)
-
-
-class OneLayer:
-    """A gradient buffer for one layer, where :class:`AdapterBuffer` has one for each."""
-
-    def __init__(self, memory: MemorySpace, layout: AdapterLayout) -> None:
-        self._block = memory.zeros((layout.size,))
-        self._layout = layout
-
-    @cached_property
-    def flat(self) -> list[Tensor]:
-        """The layer as a tensor."""
-        return [self._block.tensor]
-
-    @cached_property
-    def factors(self) -> list[list[Tensor]]:
-        """The factors of the layer as tensors."""
-        parts = self._layout.factors
-        return [[self._block.part(factor["offset"], factor["shape"]) for factor in parts]]
-
-    def read(self) -> np.ndarray:
-        """Return zeros: between two steps no gradient is kept."""
-        return np.zeros((self._layout.layers, self._layout.size), np.float32)
-
-    def write(self, values: np.ndarray | float) -> None:
-        """Replace the values by a number."""
-        self._block.write(np.broadcast_to(np.float32(values), (self._layout.size,)))
-
-
-class StreamingInferenceEngine(InferenceEngine):
-    """An inference engine over a `LayerFeed`, see `InferenceEngine`.
-
-    Parameters
-    ----------
-    bundle, adapters, capacity, batch
-        See `InferenceEngine`.
-    resident : int
-        Layers that stay in memory.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        adapters: Sequence[tuple[Tensors, float]] = (),
-        capacity: int = 2048,
-        batch: int = 1,
-        *,
-        resident: int,
-    ) -> None:
-        self._resident = resident
-        super().__init__(bundle, adapters, capacity, batch)
-
-    def _open(self, ends: list[Windows], adapters: list[list[Tensor]]) -> None:
-        self._ends, self._adapters = ends, adapters
-        self.feed = LayerFeed(self.bundle, self._memory, self._resident)
-        names = ("prefill_embed", "prefill_layer", "prefill_head")
-        self._calls = {name: self._machine[name] for name in names}
-
-    def _bind(self, rope: Tensor) -> None:
-        """Keep the table: the functions of one layer are given the cache at each call."""
-        self._rope = rope
-
-    def _unbind(self) -> None:
-        """Return: nothing is bound."""
-
-    def decode(self, token: int) -> np.ndarray:
-        """Append one token to sequence 0 and return the ``(V,)`` float32 logits after it."""
-        return self._append([token], 0, every=False)[-1]
-
-    def _logits(self, tokens: Tensor, sequence: Tensor, position: Tensor, select: Tensor) -> Tensor:
-        with self.feed.ends():
-            x = self._calls["prefill_embed"](tokens, *self._ends)
-        for layer, weights in self.feed.visit(range(len(self._caches))):
-            state = [*self._adapters[layer], *self._caches[layer]]
-            x = self._calls["prefill_layer"](x, sequence, position, self._rope, *weights, *state)
-        with self.feed.ends():
-            return self._calls["prefill_head"](x, select, *self._ends)

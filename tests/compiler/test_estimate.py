@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -69,3 +70,11 @@ def test_what_costs_more_is_predicted_to_cost_more() -> None:
     assert dict(half.rows)["embedding and head"] == pytest.approx(
         2 * dict(base.rows)["embedding and head"], rel=0.01
     )
+
+
+def test_what_is_computed_again_takes_time_and_what_is_kept_memory() -> None:
+    ways = ("all", "wide", "feed-forward", "none")
+    found = [predicted("random:125M", options=replace(OPTIONS, recompute=way)) for way in ways]
+    for more, fewer in itertools.pairwise(found):
+        assert more.step_seconds > fewer.step_seconds
+        assert more.peak_memory_mib < fewer.peak_memory_mib

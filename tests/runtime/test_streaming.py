@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from bitfabric.runtime import Bundle, InferenceEngine, TrainingEngine
 from bitfabric.runtime.batch import Batch
-from bitfabric.runtime.streaming import (
-    Outside,
-    StreamingInferenceEngine,
-    StreamingTrainingEngine,
-)
+from bitfabric.runtime.streaming import Outside, StreamingTrainingEngine
+from bitfabric.runtime.streaming_inference import StreamingInferenceEngine
 from bitfabric.targets import FabricError
 
 from ..parity.conftest import Compiled, compile_tiny

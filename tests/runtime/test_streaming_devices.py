@@ -14,11 +14,8 @@ from bitfabric.runtime import training_engine
 from bitfabric.runtime.engine import TrainingEngine
 from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.runtime.inference import InferenceEngine
-from bitfabric.runtime.streaming import (
-    Outside,
-    StreamingInferenceEngine,
-    StreamingTrainingEngine,
-)
+from bitfabric.runtime.streaming import Outside, StreamingTrainingEngine
+from bitfabric.runtime.streaming_inference import StreamingInferenceEngine
 from bitfabric.targets import FabricError
 
 from ..devices import needs
