@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from ..devices import API_PARAMETERS
+from ..devices import needs
 from .helpers import fabric_json
 
+KINDS = [
+    pytest.param("opencl", marks=needs("opencl")),
+    # lavapipe takes minutes to compile the kernels: CI runs it apart.
+    pytest.param("vulkan", marks=(*needs("vulkan"), pytest.mark.slow)),
+]
 TRAINING = ("--max-steps", 4, "--batch", 2, "--save-every", 1, "--seed", 1, "--epochs", 1)
 
 
-@pytest.fixture(scope="module", params=API_PARAMETERS)
+@pytest.fixture(scope="module", params=KINDS)
 def device_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return nano for the device in hand, otherwise as the processor's bundle of these tests."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -53,6 +53,7 @@ def test_here_the_processor_works() -> None:
 
 
 @every_api
+@pytest.mark.slow
 def test_a_real_device_computes_rightly(kind: str) -> None:
     found = fabric_json("doctor")
     assert f"{kind}:0" in found[kind]

@@ -51,6 +51,7 @@ def test_the_estimate_fits_the_budget_and_draws_every_row(tmp_path: Path) -> Non
     assert any(f"at most {found['peak_memory_mib']:,.1f} MiB" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_bar_for_each_point_as_long_as_its_sum() -> None:
     run = fabric("estimate", "random:125M", "--context", 64)
     lines = run.stdout[run.stdout.index("Over the step") :].splitlines()[1:]

@@ -47,6 +47,7 @@ def test_a_command_of_the_page(line: str, place: Path) -> None:
     assert logits.shape == (1, 3, open_model("nano").config.vocab_size)
 
 
+@pytest.mark.slow
 def test_the_adapter_counts_with_its_weights(place: Path) -> None:
     exports = {"none": [], "whole": ["out/"], "halves": ["out/:0.5", "out/:0.5"], "no": ["out/:0"]}
     logits = {}

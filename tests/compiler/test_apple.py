@@ -73,6 +73,7 @@ def test_a_bundle_carries_the_sources_and_opens_anywhere(tmp_path: Path) -> None
     assert "Put it into a program" in (path / "DEPLOY.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_phones_bundle_says_how_to_make_a_framework(tmp_path: Path) -> None:
     path = compile_model(MODEL, get_target("ios"), OPTIONS, tmp_path / "tiny.fabric")
     notes = (path / "DEPLOY.md").read_text()

@@ -66,6 +66,7 @@ def test_everything_that_decides_the_code_is_in_the_key() -> None:
     assert cache.key_of(BASE, target, dumped) in keys
 
 
+@pytest.mark.slow
 def test_an_unwritable_cache_is_no_error(
     built: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def test_the_adjoint_recomputes_no_more_than_it_needs() -> None:
     assert text.count("bitlinear_vjp_kernel") == 4
 
 
+@pytest.mark.slow
 def test_debug_dump_writes_the_ir_of_every_phase(tmp_path: Path) -> None:
     compile_tiny(tmp_path, {}, debug_dump=tmp_path / "ir")
     names = sorted(path.name for path in (tmp_path / "ir").iterdir())

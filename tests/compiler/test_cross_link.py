@@ -87,6 +87,7 @@ def test_a_module_for_another_linux_asks_for_nothing_unexpected(
     assert stack[-2] == "RW"
 
 
+@pytest.mark.slow
 def test_a_module_for_a_mac_is_a_dylib_that_asks_for_nothing_unexpected(tmp_path: Path) -> None:
     if this_host().endswith("macos"):
         pytest.skip("this machine is a Mac")

@@ -113,6 +113,7 @@ def test_the_commands_of_its_notes_build_a_program_that_writes_the_same(portable
     ("target", "kind", "driver"),
     [("adreno", "opencl", "libOpenCL.so"), ("adreno-vulkan", "vulkan", "FABRIC_VULKAN_LIB")],
 )
+@pytest.mark.slow
 def test_a_bundle_for_android_brings_notes_sources_and_our_runtime(
     target: str, kind: str, driver: str, tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ def trained(folder: Path, way: str, target: str, case: str = "") -> tuple[list[f
     [
         "processor",
         pytest.param("dropout", marks=pytest.mark.slow),
-        pytest.param("opencl", marks=needs("opencl")),
+        pytest.param("opencl", marks=(*needs("opencl"), pytest.mark.slow)),
     ],
 )
 def test_losses_and_adapters_are_the_same_bits(name: str, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_initial_adapter_is_pefts(tiny: Compiled) -> None:
             assert value.std() == pytest.approx(bound / math.sqrt(3.0), rel=0.3)
 
 
+@pytest.mark.slow
 def test_dropout_scales_masks_and_repeats(tmp_path) -> None:
     plain = compile_tiny(tmp_path / "a", CASES["grouped-query-relu2"])
     dropped = compile_tiny(tmp_path / "b", {"lora": {"dropout": 0.5}})
@@ -147,6 +148,7 @@ def test_dropout_scales_masks_and_repeats(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("moments", ["bf16", "int8"])
+@pytest.mark.slow
 def test_moments_of_fewer_bits_go_on_from_what_was_stored(tmp_path, moments: str) -> None:
     tiny = compile_tiny(tmp_path, CASES["grouped-query-relu2"], moments=moments)
     assert tiny.bundle.manifest["moments"] == moments

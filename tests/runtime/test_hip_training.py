@@ -45,6 +45,7 @@ def trace(folder: Path) -> list[list[str]]:
     return [line.split() for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_same_kernels_learn_elsewhere(
     folder: Path, trace: list[list[str]]
 ) -> None:

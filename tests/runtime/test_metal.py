@@ -108,6 +108,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
             np.testing.assert_allclose(found[name], right, rtol=2e-5, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_token_is_written_as_the_processor_writes_it(tmp_path: Path) -> None:
     config = replace(BASE, num_layers=1)
     here, there, said = numbers(tmp_path, config, 12, "decode")

@@ -240,6 +240,7 @@ def fnv(data: bytes) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_compiled_kernels_are_kept_on_disk_and_damage_is_noticed(tmp_path: Path) -> None:
     def run() -> tuple[int, int]:
         counts = in_process(COUNT, BITFABRIC_CACHE=str(tmp_path))

@@ -99,6 +99,7 @@ def test_no_device_at_all_is_an_error(library: np.ndarray) -> None:
     assert devices(nowhere) == 1
 
 
+@pytest.mark.slow
 def test_candidates_run_on_all_devices_of_a_tracker_at_once(
     pair: tuple[TvmTracker, list[Device]],
 ) -> None:

@@ -247,6 +247,7 @@ def test_the_timer_measures_the_device() -> None:
 
 
 @pytest.mark.parametrize("keys", [["vulkan", "gpu", ADDRESS_KEY], ["vulkan", "gpu"]])
+@pytest.mark.slow
 def test_the_virtual_machine_runs_a_compiled_module_without_leaking(
     keys: list[str], tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_attention_has_the_bits_of_float32(size: tuple[int, ...]) -> None:
 
 
 @needs_emulation
+@pytest.mark.slow
 def test_two_tiles_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = attention_fragments.Layout(subgroups=4, tiles=2, keys=64)
     choose = staticmethod(lambda *arguments: layout)
