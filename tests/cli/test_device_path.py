@@ -67,14 +67,30 @@ def test_nano_learns_resumes_and_writes_as_on_the_processor(
     assert fabric_json("run", device_bundle, *prompt, "--adapter", there)["tokens"] == 12
 
 
-def interrupt_after_a_step(bundle: Path, train: Path, adapter: Path) -> None:
-    """Run the training and send it Ctrl-C once it has taken a step."""
+def test_two_trainings_at_once_share_the_device(
+    device_bundle: Path, data: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("alone", "one", "other")]
+    assert started(device_bundle, data / "train.jsonl", folders[0]).wait(timeout=240) == 0
+    both = [started(device_bundle, data / "train.jsonl", folder) for folder in folders[1:]]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    alone, *others = [(folder / "adapter_model.safetensors").read_bytes() for folder in folders]
+    assert others == [alone, alone]
+
+
+def started(bundle: Path, train: Path, adapter: Path) -> subprocess.Popen[bytes]:
+    """Start the training in a process of its own."""
     command = [sys.executable, "-m", "bitfabric.cli", "run", bundle, "--train", train]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [*map(str, command), "--adapter", str(adapter), *map(str, TRAINING)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def interrupt_after_a_step(bundle: Path, train: Path, adapter: Path) -> None:
+    """Run the training and send it Ctrl-C once it has taken a step."""
+    process = started(bundle, train, adapter)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not (adapter / "metrics.jsonl").is_file():
         time.sleep(0.02)
