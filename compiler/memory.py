@@ -37,10 +37,14 @@ class Footprint:
         Bytes of each storage of its static plan, results included.
     scratch : int
         Most bytes that a kernel of it allocates inside.
+    requests : tuple of tuple of int
+        What each kernel of it allocates inside between its launches, in bytes and in order; for
+        graphics processors.
     """
 
     storages: tuple[int, ...]
     scratch: int
+    requests: tuple[tuple[int, ...], ...] = ()
 
     @property
     def planned(self) -> int:
@@ -54,7 +58,7 @@ def footprints(module: tvm.IRModule, target: Target) -> dict[str, Footprint]:
     Functions over symbolic sizes plan at run time; what they allocate by constant size is counted.
     """
     kernels = {
-        name.name_hint: _scratch(function, target)
+        name.name_hint: (_scratch(function, target), _requests(function, target))
         for name, function in module.functions.items()
         if isinstance(function, tirx.PrimFunc)
     }
@@ -104,9 +108,12 @@ def _lowered(config: ModelConfig, key: _Key, options: CompileOptions) -> dict[st
     return footprints(lower(module), key.target)
 
 
-def _footprint(function: relax.Function, kernels: dict[str, int]) -> Footprint:
+def _footprint(
+    function: relax.Function, kernels: dict[str, tuple[int, tuple[int, ...]]]
+) -> Footprint:
     storages: list[int] = []
     scratch = 0
+    requests: list[tuple[int, ...]] = []
 
     def visit(node: Any) -> None:
         nonlocal scratch
@@ -119,36 +126,44 @@ def _footprint(function: relax.Function, kernels: dict[str, int]) -> Footprint:
             extents = getattr(node.args[0], "values", [])
             storages.extend(int(e) for e in extents if isinstance(e, tirx.IntImm))
         elif isinstance(node.op, relax.GlobalVar):
-            scratch = max(scratch, kernels.get(node.op.name_hint, 0))
+            size, parts = kernels.get(node.op.name_hint, (0, ()))
+            scratch = max(scratch, size)
+            if parts:
+                requests.append(parts)
 
     relax.analysis.post_order_visit(function, visit)
-    return Footprint(tuple(sorted(storages, reverse=True)), scratch)
+    return Footprint(tuple(sorted(storages, reverse=True)), scratch, tuple(requests))
 
 
 def _scratch(function: tirx.PrimFunc, target: Target) -> int:
     """Return the bytes that a kernel allocates between its launches, or beside its threads."""
     if target.family != "cpu":
-        return _allocated(function.body, least=0)
-    outside = _allocated(function.body, least=_ON_STACK)
+        return sum(map(_rounded, _allocated(function.body, least=0)))
+    outside = sum(map(_rounded, _allocated(function.body, least=_ON_STACK)))
     within = 0
 
     def loops(node: tirx.For, *_: Any) -> None:
         nonlocal within
         if int(node.kind) == tirx.ForKind.PARALLEL:
-            within += _allocated(node.body, least=_ON_STACK)
+            within += sum(map(_rounded, _allocated(node.body, least=_ON_STACK)))
 
     tvm_ffi.structural_walk(function.body, (tirx.For, loops))
     return outside + THREADS * within
 
 
-def _allocated(body: Any, least: int) -> int:
-    """Return the bytes of the global buffers of more than some bytes, as they are rounded."""
-    found = 0
+def _requests(function: tirx.PrimFunc, target: Target) -> tuple[int, ...]:
+    """Return what a kernel of a graphics processor allocates between its launches, in order."""
+    return () if target.family == "cpu" else tuple(_allocated(function.body, least=0))
+
+
+def _allocated(body: Any, least: int) -> list[int]:
+    """Return the bytes of each global buffer of more than some bytes, in order."""
+    found: list[int] = []
 
     def allocate(node: tirx.AllocBuffer, *_: Any) -> None:
-        nonlocal found
         size = _bytes(node.buffer)
-        found += _rounded(size) if size > least else 0
+        if size > least:
+            found.append(size)
 
     tvm_ffi.structural_walk(body, (tirx.AllocBuffer, allocate))
     return found

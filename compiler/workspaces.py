@@ -11,6 +11,8 @@ from .memory import PAGE, Footprint
 
 POOLED = ("cpu", "cuda")
 """Devices on which TVM's virtual machine keeps freed memory by size, see `_Pool`."""
+STEPS = 2
+"""After which a pool has grown to what it stays at."""
 Footprints = Mapping[str, Footprint]
 
 
@@ -41,13 +43,16 @@ def workspaces(
         work = [max(found[name].planned for name in names) for names in at]
         adjoint = (0, 0, 0, state, state, 0)
         return tuple(w + a for w, a in zip(work, adjoint, strict=True)), tuple(scratch)
-    pool = _Pool()
+    pool, inside = _Pool(), _ScratchPool()
     for names in at:
         blocks = Counter(size for name in names for size in found[name].storages)
         if "layer_vjp" in names:
             blocks[state] += 1
         pool.hold(blocks)
-    return (pool.size,) * len(at), (max(scratch),) * len(at)
+    for name in STEPS * [name for names in at for name in names]:
+        for requests in found[name].requests:
+            inside.serve(requests)
+    return (pool.size,) * len(at), (max(*scratch, inside.size),) * len(at)
 
 
 class _Pool:
@@ -64,3 +69,27 @@ class _Pool:
     def size(self) -> int:
         """Bytes of all blocks, each rounded to pages."""
         return sum(-(-size // PAGE) * PAGE * count for size, count in self._blocks.items())
+
+
+class _ScratchPool:
+    """TVM's workspaces of one thread: a kernel's requests get the smallest free block that holds
+    them, a large one where no small one is free; else the largest free block is made anew."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+
+    def serve(self, requests: tuple[int, ...]) -> None:
+        """Take what a kernel asks for, in order, and give it back."""
+        taken = []
+        for request in requests:
+            size = -(-request // PAGE) * PAGE
+            fits = [block for block in self._free if block >= size]
+            if fits or self._free:
+                self._free.remove(min(fits) if fits else max(self._free))
+            taken.append(min(fits) if fits else size)
+        self._free += taken
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks."""
+        return sum(self._free)
