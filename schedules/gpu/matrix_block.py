@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets import MatrixUnit
-from ..tir import Expr, bind, when
+from ..tir import Buffer, Expr, bind, when
 from .kernel import Gpu, barrier, ceil_div, loop, registers, shared
 from .matrix_tile import MatrixTile
 from .matrix_unit import LEFT, RIGHT, SUM, Fragments, multiply
@@ -27,14 +27,15 @@ WORD = 4
 
 
 class Factor(Protocol):
-    """The right factor: packed words that become one or more vectors each.
+    """A factor: packed words that become one or more vectors each.
 
     Attributes
     ----------
     rows, columns : int
         A step of it in shared memory: its rows, and the vectors of four words of a row.
     by_row : bool
-        Whether its rows are the depth; else they are the columns of the result.
+        Whether the rows of a right factor are the depth; else they are the columns of the result,
+        as those of a left factor are its rows.
     words : int
         Packed words of a step.
     dtype : str
@@ -54,6 +55,37 @@ class Factor(Protocol):
         """Return the row, the column and the value of each vector that a word becomes."""
 
 
+class Rows:
+    """A left factor that is multiplied as memory has it.
+
+    Parameters
+    ----------
+    tile : MatrixTile
+        The work-groups' outputs.
+    memory : Buffer
+        ``(T', vectors)`` int32x4; its rows fill whole tiles.
+    first : PrimExpr
+        The first row of the tile.
+    """
+
+    by_row = False
+    dtype = f"int32x{LANES}"
+
+    def __init__(self, tile: MatrixTile, memory: Buffer, first: Expr) -> None:
+        self.memory, self.first = memory, first
+        self.rows, self.columns = tile.rows, tile.step
+        self.words = self.rows * self.columns
+
+    def fetch(self, index: Expr, step: Expr) -> Expr:
+        """Return one of a step's vectors."""
+        column = step * self.columns + index % self.columns
+        return self.memory[self.first + index // self.columns, column]
+
+    def unpack(self, index: Expr, word: Expr) -> list[tuple[Expr, Expr, Expr]]:
+        """Return the vector as it is."""
+        return [(index // self.columns, index % self.columns, bind(word))]
+
+
 class MatrixBlock:
     """The loop of a launch.
 
@@ -65,10 +97,10 @@ class MatrixBlock:
         Its unit.
     tile : MatrixTile
         The work-groups' outputs.
-    left : callable
-        ``left(row, vector)`` returns four words of the left factor; its rows fill whole tiles.
+    left : Factor
+        The left factor.
     depth : int
-        The vectors of a row of it.
+        The packed words of a row of it.
     right : Factor
         The right factor.
     splits : int
@@ -80,7 +112,7 @@ class MatrixBlock:
         gpu: Gpu,
         unit: MatrixUnit,
         tile: MatrixTile,
-        left: Callable[[Expr, Expr], Expr],
+        left: Factor,
         depth: int,
         right: Factor,
         splits: int = 1,
@@ -89,7 +121,7 @@ class MatrixBlock:
         self.unit, self.tile, self.step = unit, tile, step
         self.left, self.right = left, right
         self.threads = tile.threads(gpu.subgroup)
-        self.steps = depth // step // splits
+        self.steps = depth // (left.words // left.rows) // splits
         self.bytes = 1 if unit.factors == "int8" else 2
         # Shared memory is of vectors at which a fragment may begin.
         self.lanes = min(LANES, unit.depth * self.bytes // WORD)
@@ -122,8 +154,8 @@ class MatrixBlock:
         self.side = bind(subgroup % self.tile.across * (wide * self.unit.columns))
         sums = Fragments(self.unit, SUM, high * wide)
         sums.clear()
-        self.held = registers([self._turns(self.tile.rows * self.step)], f"int32x{LANES}")
-        self.words = registers([self._turns(self.right.words)], self.right.dtype)
+        factors = self.left, self.right
+        self.held = [registers([self._turns(f.words)], f.dtype) for f in factors]
         self._fetch(begin)
         self._put(0)
         barrier()
@@ -186,33 +218,27 @@ class MatrixBlock:
 
     def _fetch(self, step: Expr) -> None:
         """Emit the reading of a step of both factors."""
-        first = bind(step * self.step)
 
-        def left(c: int, index: Expr) -> None:
-            value = self.left(self.row + index // self.step, first + index % self.step)
-            T.buffer_store(self.held, value, [c])
+        def read(factor: Factor, register: Buffer, c: int, index: Expr) -> None:
+            T.buffer_store(register, factor.fetch(index, step), [c])
 
-        def right(c: int, index: Expr) -> None:
-            T.buffer_store(self.words, self.right.fetch(index, step), [c])
-
-        self._each(self.tile.rows * self.step, left)
-        self._each(self.right.words, right)
+        for factor, register in zip((self.left, self.right), self.held, strict=True):
+            self._each(factor.words, partial(read, factor, register))
 
     def _put(self, stage: Expr) -> None:
         """Emit the writing of what was read to shared memory."""
         base = bind(stage * self.stage)
         second = bind(base + self.tile.rows * self.left_pitch)
 
-        def left(c: int, index: Expr) -> None:
-            row, column = index // self.step, index % self.step
-            self._write(base + row * self.left_pitch + column * self.pieces, bind(self.held[c]))
+        def write(
+            factor: Factor, register: Buffer, begin: Expr, pitch: int, c: int, index: Expr
+        ) -> None:
+            for row, column, value in factor.unpack(index, register[c]):
+                self._write(begin + row * pitch + column * self.pieces, value)
 
-        def right(c: int, index: Expr) -> None:
-            for row, column, value in self.right.unpack(index, self.words[c]):
-                self._write(second + row * self.right_pitch + column * self.pieces, value)
-
-        self._each(self.tile.rows * self.step, left)
-        self._each(self.right.words, right)
+        left, right = self.held
+        self._each(self.left.words, partial(write, self.left, left, base, self.left_pitch))
+        self._each(self.right.words, partial(write, self.right, right, second, self.right_pitch))
 
     def _write(self, place: Expr, vector: Expr) -> None:
         """Emit the store of four words."""

@@ -12,7 +12,7 @@ from typing import Protocol
 from ...targets import MatrixUnit
 from ..tir import Buffer, Expr, bind
 from .kernel import Gpu
-from .matrix_block import Factor, MatrixBlock
+from .matrix_block import Factor, MatrixBlock, Rows
 from .matrix_tile import MatrixTile
 from .share import Share
 from .token_words import Order
@@ -98,6 +98,8 @@ class UnitPlan:
         Into how many parts the depth is cut.
     finished : callable, optional
         Returns four sums as a rule wants them, of the four that the units give.
+    left : callable, optional
+        ``left(tile, tokens, row)`` returns the left factor; without it, the tokens as they are.
     """
 
     order: Order | None = None
@@ -110,9 +112,10 @@ class UnitPlan:
         factor: Callable[[MatrixTile, Buffer, Expr], Factor],
         parts: int = 1,
         finished: Callable[[list[Expr]], list[Expr]] = list,
+        left: Callable[[MatrixTile, Buffer, Expr], Factor] = Rows,
     ) -> None:
         self.gpu, self.unit, self.tile, self.factor = gpu, unit, tile, factor
-        self.parts, self.finished = parts, finished
+        self.parts, self.finished, self.left = parts, finished, left
         self.rows, self.columns = tile.rows, tile.columns
         self.threads = tile.threads(gpu.subgroup)
 
@@ -124,7 +127,7 @@ class UnitPlan:
             self.gpu,
             self.unit,
             self.tile,
-            lambda row, vector: tokens[row, vector],
+            self.left(self.tile, tokens, corner.row),
             vectors,
             self.factor(self.tile, packed, corner.column),
             self.parts,

@@ -1,4 +1,4 @@
-"""The ternary product of many tokens on matrix units of 8-bit integers.
+"""The ternary product of many tokens on matrix units: of 8-bit integers, or else 16-bit floats.
 
 The tokens' integers are one factor, the weights' codes, unpacked on their way to the unit, the
 other.
@@ -23,6 +23,7 @@ from .matrix_tile import MatrixTile, choose
 from .packed import Columns
 from .quantise import Tokens
 from .share import Share
+from .ternary_factors import LONGEST, Codes, HalfCodes, HalfTokens, integers
 from .ternary_product import Product
 from .ternary_tile import choose as choose_dots
 from .token_words import Order
@@ -90,49 +91,22 @@ def _plan(gpu: Gpu, packing: Packing, tokens: int, rows: int, columns: int) -> P
         wide = warpgroup_tile.choose(tokens, rows, columns, name=f"tile of {tokens}")
         if wide is not None:
             return WarpgroupPlan(wide, TernaryBytes, "int32", ordered)
-    unit = gpu.matrix("int8")
-    found = unit and choose(gpu, unit, tokens, rows, columns // TILE, TILE)
-    if not unit or not found:
+    bytewise = gpu.matrix("int8")
+    unit = bytewise or gpu.matrix("float16")
+    if unit is None or (bytewise is None and columns > LONGEST):
         return None
-    return UnitPlan(
-        gpu,
-        unit,
-        found[0],
-        lambda tile, packed, first: _Codes(tile, Columns(packed, packing), first),
-    )
+    right = Codes if bytewise else HalfCodes
+    elements = TILE // right.vectors
+    found = choose(gpu, unit, tokens, rows, columns // elements, elements)
+    if found is None:
+        return None
 
+    def weights(tile: MatrixTile, packed: Buffer, first: Expr) -> Codes:
+        return right(tile, Columns(packed, packing), first)
 
-class _Codes:
-    """The codes of the weights: a word is one vector along the depth."""
-
-    by_row = False
-
-    def __init__(self, tile: MatrixTile, matrix: Columns, first: Expr) -> None:
-        self.matrix, self.first, self.dtype = matrix, first, matrix.dtype
-        self.last = shape(matrix.packed)[0] * TILE - 1
-        self.ragged = (self.last + 1) % tile.columns
-        self.rows, self.columns = tile.columns, tile.step
-        self.words = self.rows * self.columns
-
-    def _place(self, index: Expr) -> tuple[Expr, Expr]:
-        """Return the row and the vector of a word: neighbours take neighbours."""
-        row = index // (TILE * self.columns) * TILE + index % TILE
-        return row, index // TILE % self.columns
-
-    def fetch(self, index: Expr, step: Expr) -> Expr:
-        """Return one of a step's packed words."""
-        row, column = self._place(index)
-        row = self.first + row
-        if self.ragged:
-            row = tirx.min(row, self.last)
-        # What is fetched last is what is unpacked next.
-        self.begin = bind(step * self.columns)
-        return self.matrix.fetch(row, self.begin + column)
-
-    def unpack(self, index: Expr, word: Expr) -> list[tuple[Expr, Expr, Expr]]:
-        """Return the vector that a word becomes."""
-        row, column = self._place(index)
-        return [(row, column, four(self.matrix.codes(word, self.begin + column), "int32"))]
+    if bytewise:
+        return UnitPlan(gpu, unit, found[0], weights)
+    return UnitPlan(gpu, unit, found[0], weights, finished=integers, left=HalfTokens)
 
 
 class _Product:
