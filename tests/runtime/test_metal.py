@@ -43,9 +43,9 @@ batch = Batch(*(given.pop(name) for name in ("tokens", "labels", "starts")))
 opened = open_bundle(bundle)
 found = {}
 if work != "train":
-    writer = inference_engine(opened, [(given, 1.0)], capacity=32)
+    writer = inference_engine(opened, [(given, 1.0)], capacity=64)
     if work == "all":
-        found["prefill"] = writer.prefill(batch.tokens[0, :9])
+        found["prefill"] = writer.prefill(batch.tokens[0, : batch.tokens.shape[1] * 3 // 4])
     found["decode"] = [writer.decode(token) for token in (3, 5, 7)]
 if work != "decode":
     engine = training_engine(opened)

@@ -28,12 +28,17 @@ Launch = Callable[[str, list[np.ndarray | int], list[int]], None]
 """``launch(kernel, arguments, extents)``; the extents are those of the grid, then the threads."""
 
 
-def host_function(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:
-    """Return what is left of a scheduled kernel when its launches have become calls."""
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+def host_function(
+    function: tirx.PrimFunc, target: tvm.target.Target, name: str = "main"
+) -> tirx.PrimFunc:
+    """Return what is left of a scheduled kernel when its launches have become calls.
+
+    These begin with its name.
+    """
+    module = tvm.IRModule({name: function.with_attr("global_symbol", name)})
     module = flattened(transform.BindTarget(target)(module))
     split = [transform.AnnotateEntryFunc(), transform.SplitHostDevice()]
-    return tvm.transform.Sequential([*loops(), *split])(module)["main"]
+    return tvm.transform.Sequential([*loops(), *split])(module)[name]
 
 
 class Host:

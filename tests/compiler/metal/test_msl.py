@@ -114,8 +114,12 @@ def test_the_hot_kernels_read_vectors_and_add_by_simd_groups_and_matrices() -> N
     sources = tiny_sources()
     assert without_vectors(sources) == []
     whole = "".join(sources.values())
-    for word in ("simd_sum(", "simd_max(", "simdgroup_multiply_accumulate("):
+    for word in ("simd_sum(", "simd_max("):
         assert word in whole
+    # The products of a whole context, forward and back.
+    for part in ("bitlinear_kernel", "bitlinear_vjp_kernel"):
+        several = [text for name, text in sources.items() if part in name]
+        assert any("simdgroup_multiply_accumulate(" in text for text in several), part
     # A function without its precision would be Metal's fast one, too coarse for angles.
     assert not re.search(r"(?<!precise::)\b(?:cos|sin|exp|exp2|log|sqrt|rsqrt)\(", whole)
     assert all("#pragma METAL fp math_mode(safe)" in text for text in sources.values())
