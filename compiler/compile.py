@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def compile_model(
         (folder / TUNING).write_text(account, encoding="utf-8")
         deployment.describe(folder, output.name, options, weights)
         report("seal", 0.95)
-        found = {name: Footprint(tuple(s), n) for name, (s, n) in code["footprints"].items()}
+        found = {name: Footprint.of(record) for name, record in code["footprints"].items()}
         memory = {name: each.planned for name, each in found.items()}
         plan = bundle_plan(model.config, target, options, found)
         seal(folder, manifest_of(model, target, options, weights, code["kernels"], memory, plan))
@@ -112,7 +113,7 @@ def _code(
         executable, kernels, lowered = build(config, target, options, report, tuning)
         report("link", 0.6)
         link(executable, path, target)
-        found = {name: (f.storages, f.scratch) for name, f in footprints(lowered, target).items()}
+        found = {name: asdict(each) for name, each in footprints(lowered, target).items()}
         record = {"kernels": kernels, "footprints": found, "tuning": tuning.account()}
         keep(key, path, record)
     return record

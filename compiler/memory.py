@@ -51,6 +51,12 @@ class Footprint:
         """Bytes of all storages."""
         return sum(self.storages)
 
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Footprint:
+        """Return the footprint whose fields were kept as JSON."""
+        requests = tuple(tuple(each) for each in record["requests"])
+        return cls(tuple(record["storages"]), record["scratch"], requests)
+
 
 def footprints(module: tvm.IRModule, target: Target) -> dict[str, Footprint]:
     """Return the footprint of each Relax function of a module lowered for a target.

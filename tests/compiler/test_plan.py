@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from bitfabric.compiler import CompileOptions, compile_model, estimate
 from bitfabric.compiler.calibration import Calibration
+from bitfabric.compiler.memory import PAGE, Footprint
+from bitfabric.compiler.workspaces import workspaces
 from bitfabric.models import open_model
 from bitfabric.runtime import open_bundle, training_engine
 from bitfabric.runtime.budget import BudgetError
@@ -32,6 +34,18 @@ def test_every_point_of_the_plan_is_the_sum_of_its_rows_and_the_peak_the_largest
     for index, total in enumerate(plan.totals):
         assert total == sum(row.sizes[index] for row in plan.rows)
     assert plan.peak == max(plan.totals) == sum(size for _, size in plan.at_peak())
+
+
+def test_cudas_plan_follows_the_workspaces_that_tvm_keeps() -> None:
+    # The first kernel's large block serves the second's small request: its large ones are new.
+    requests = ((16 * MIB,), (PAGE, 40 * MIB), (16 * MIB,))
+    known = Footprint((), 40 * MIB + PAGE, requests)
+    names = "embed layer_forward head_loss_vjp layer_vjp layer_accumulate gradient_squares update"
+    found = {name: Footprint((), 0) for name in names.split()} | {"layer_forward": known}
+    _, scratch = workspaces(found, get_target("cuda-sm90"), 0)
+    assert set(scratch) == {56 * MIB}
+    kept = json.loads(json.dumps(asdict(known)))
+    assert Footprint.of(kept) == known
 
 
 def test_a_budget_keeps_as_many_layers_as_fit_and_changes_no_loss_while_it_can() -> None:
