@@ -19,8 +19,10 @@ RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parents[1] / "README.md"
 TORCH = "torch-h200.json"
 """A list of what `fabric bench --against torch --json` said on one H200, where there is one."""
-MEMORY = "memory-compare-cpu-avx512.txt"
+MEMORY = "memory-compare-cuda-h200.txt"
 """What `bench/memory.py compare` printed, where there is one."""
+BUDGETS = {"a processor": "memory-budgets-cpu.txt", "an H200": "memory-budgets-cuda-h200.txt"}
+"""What `bench/memory.py budgets` printed, where it did."""
 MODELS = ("125M", "1B")
 ROWS = {
     "LoRA training": "train",
@@ -170,11 +172,40 @@ def memory_table() -> list[str]:
     return lines
 
 
+_BUDGET = re.compile(
+    r"(?P<model>\S+) +(?P<budget>[\d,]+) +(?P<planned>[\d,.]+) +(?P<measured>[\d,.]+) +"
+    r"(?P<seconds>[\d.]+) +(?P<losses>\S+ to \S+) +(?P<chosen>\S.*)"
+)
+
+
+def budgets_table() -> list[str]:
+    """Return the lines of training within budgets, a row for each model, budget and machine."""
+    lines = ["| | budget | planned | measured | what was chosen |", "| --- |" + " --- |" * 4]
+    for machine, name in BUDGETS.items():
+        for line in (RESULTS / name).read_text(encoding="utf-8").splitlines():
+            if (found := _BUDGET.fullmatch(line.rstrip())) is None:
+                continue
+            cells = [
+                f"{found['model']} on {machine}",
+                f"{found['budget']} MiB",
+                found["planned"],
+                found["measured"],
+                found["chosen"],
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 TABLES: Mapping[str, list[str]] = {
     "processor": processor_table(),
     "h200": device_table(),
     **({"torch": torch_table()} if (RESULTS / TORCH).is_file() else {}),
     **({"memory": memory_table()} if (RESULTS / MEMORY).is_file() else {}),
+    **(
+        {"budgets": budgets_table()}
+        if all((RESULTS / name).is_file() for name in BUDGETS.values())
+        else {}
+    ),
 }
 
 
