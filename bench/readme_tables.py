@@ -104,7 +104,7 @@ def device_table() -> list[str]:
     ways = {"CUDA": "cuda", "Vulkan": "vulkan", "OpenCL": "opencl"}
     found = {way: figures(f"headline-{name}-h200") for way, name in ways.items()}
     lines = [f"| | {' | '.join(ways)} | rival |", "| --- |" + " --- |" * (len(ways) + 1)]
-    for model in MODELS:
+    for model in (*MODELS, "2B-4T"):
         for label, row in (ROWS | {"prefill of 512": "prefill 512"}).items():
             if not any((model, row) in found[way] for way in ways):
                 continue
