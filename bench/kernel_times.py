@@ -26,9 +26,9 @@ from typing import Any
 
 from bitfabric.runtime.bundle import Bundle, open_bundle
 from bitfabric.runtime.engine import TrainingEngine
-from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.runtime.inference import InferenceEngine
 from bitfabric.runtime.measure import Inference, Training
+from bitfabric.targets.ffi import tvm_ffi
 
 
 class Stopwatch:

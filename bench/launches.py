@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 from bitfabric.runtime.backends import devices
-from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.targets import APIS
+from bitfabric.targets.ffi import tvm_ffi
 
 KERNEL, LANES, ROUNDS = "add_one", 64, 200
 FEW, MANY, BUFFERS = 12, 256, 16

@@ -19,9 +19,9 @@ from bitfabric.compiler.device_code import NAME as DEVICE_CODE
 from bitfabric.models.kernels import LinearGroup, bitlinear
 from bitfabric.models.kernels.bitlinear_vjp import bitlinear_vjp
 from bitfabric.runtime.backends import backend_function, load_backend
-from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.schedules import schedule
 from bitfabric.targets import Target, get_target
+from bitfabric.targets.ffi import tvm_ffi
 from tvm import relax, tirx
 
 SHAPES = ((3072, 2048), (11264, 2048), (2048, 5632))

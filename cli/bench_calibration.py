@@ -16,8 +16,8 @@ from typing import Any
 
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.device import Machine, chosen_device
-from ..runtime.ffi import tvm_ffi
 from ..runtime.measure import answer
+from ..targets.ffi import tvm_ffi
 
 SECONDS = 0.15
 """For each probe of a round."""

@@ -13,11 +13,11 @@ import sys
 from typing import Any
 
 from ..runtime.backends import devices
-from ..runtime.ffi import tvm_ffi
 from ..runtime.memory_space import DeviceMemory
 from ..runtime.opencl_self_test import opencl_kernels
 from ..runtime.self_test import GROUPS, THREADS, Check, Kernel, check_device
 from ..targets import APIS, FabricError
+from ..targets.ffi import tvm_ffi
 
 
 def main(kind: str) -> None:

@@ -19,10 +19,10 @@ import numpy as np
 from ..runtime.backends import load_backend
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.device import chosen_device
-from ..runtime.ffi import tvm_ffi
 from ..runtime.kernel_bench import filled
 from ..runtime.library import load_runtime
 from ..runtime.memory_space import DeviceMemory, HostMemory, MemorySpace
+from ..targets.ffi import tvm_ffi
 
 SEED = 0
 ALLOWED, ALLOWED_ADJOINT = 2e-3, 5e-3

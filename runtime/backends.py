@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..targets import APIS, FabricError
+from ..targets.ffi import tvm_ffi
 from . import cuda, metal
 from .cuda.ledger import is_possible
-from .ffi import tvm_ffi
 from .library import load_runtime
 from .native import build
 

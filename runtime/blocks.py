@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .ffi import tvm_ffi
+from ..targets.ffi import tvm_ffi
 
 
 class Block(Protocol):

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..targets import APIS, DEVICE_VARIABLE, FabricError, Limits, Target
 from ..targets.device_api import is_processor
+from ..targets.ffi import tvm_ffi
 from .backends import OF_TVM, devices, load_backend
 from .bundle import Bundle
-from .ffi import tvm_ffi
 from .library import load_runtime
 from .memory_space import DeviceMemory, HostMemory, MemorySpace
 

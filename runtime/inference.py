@@ -9,10 +9,10 @@ import numpy as np
 
 from ..targets import FabricError
 from ..targets.cache_room import cache_room, whole_vectors
+from ..targets.ffi import tvm_ffi
 from .bundle import Bundle
 from .device import Machine
 from .engine import Tensors, end_tensors, layer_tensors
-from .ffi import tvm_ffi
 from .memory_space import MemorySpace, Tensor, Windows
 
 CHUNK = 512

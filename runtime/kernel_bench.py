@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..targets.ffi import tvm_ffi
 from .backends import expect_any_module, load_backend
 from .device import named_devices
-from .ffi import tvm_ffi
 from .library import load_runtime
 from .memory_space import Block, DeviceMemory, HostMemory, MemorySpace
 

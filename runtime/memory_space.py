@@ -16,9 +16,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from ..targets import FabricError
+from ..targets.ffi import tvm_ffi
 from ..targets.windows import windows
 from .blocks import Block, DeviceBlock, HostBlock, SplitBlock, aligned
-from .ffi import tvm_ffi
 
 Tensor: TypeAlias = "tvm_ffi.Tensor"
 Windows: TypeAlias = "Tensor | list[Tensor]"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from ..targets.ffi import tvm_ffi
 from ..targets.opencl_source import DOT4
-from .ffi import tvm_ffi
 from .self_test import GROUPS, THREADS, Kernel
 
 HANDLE = struct.pack("<BBH", 3, 64, 1)

@@ -5,6 +5,7 @@ meaning that every rule in `schedules/` must keep. Its name and static parameter
 attributes ``fabric.kernel`` and ``fabric.params`` of its PrimFunc, by which a rule finds it.
 """
 
+from . import whole_tvm  # noqa: F401  before the others, which would have TVM import torch
 from .attention import AttentionShape, attention
 from .bitlinear import LinearGroup, bitlinear
 from .bitlinear_vjp import bitlinear_vjp

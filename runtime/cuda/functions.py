@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ..ffi import tvm_ffi
+from ...targets.ffi import tvm_ffi
 from .devices import list_devices
 from .graphs import record
 from .ledger import Ledger

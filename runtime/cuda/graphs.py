@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ..ffi import tvm_ffi
+from ...targets.ffi import tvm_ffi
 from .runtime import Runtime
 from .timing import Timed, Timer
 

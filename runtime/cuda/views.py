@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..ffi import tvm_ffi
+from ...targets.ffi import tvm_ffi
 
 _NAME = b"dltensor"
 

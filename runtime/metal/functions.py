@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ffi import tvm_ffi
+from ...targets.ffi import tvm_ffi
 from .devices import allocated, list_devices
 from .libraries import KIND
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
-from ..ffi import tvm_ffi
+from ...targets.ffi import tvm_ffi
 from ..library import load_runtime
 from . import wire
 from .errors import ConnectionLostError, DeviceStuckError, RemoteError

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ...targets import FabricError, host_cpu, processor
+from ...targets.ffi import tvm_ffi
 from ..batch import Batch
 from ..budget import inference_engine, training_engine
 from ..bundle import Bundle
 from ..device import named_devices
 from ..engine import TrainingEngine
-from ..ffi import tvm_ffi
 from ..inference import InferenceEngine
 from ..kernel_bench import KernelBench
 from ..measure import Measurement, Work

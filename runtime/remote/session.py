@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ...targets import APIS, FabricError
+from ...targets.ffi import tvm_ffi
 from ..backends import backend_status, load_backend
-from ..ffi import tvm_ffi
 from ..library import load_runtime
 from ..memory_space import device_error
 from .bundles import BundleStore

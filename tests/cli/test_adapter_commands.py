@@ -78,6 +78,7 @@ def test_a_merge_tells_what_it_costs(page: dict[str, Any], desk: Path) -> None:
     assert ternary["data"] == "validation.jsonl"
 
 
+@pytest.mark.slow
 def test_a_merge_is_measured_as_run_measures(page: dict[str, Any], desk: Path) -> None:
     how = ("-o", "again", "--to", "ternary", "--data", "validation.jsonl", "--context", 64)
     ternary = fabric_json("merge", "nano", "out", *how, cwd=desk)

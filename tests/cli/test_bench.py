@@ -82,6 +82,7 @@ def test_a_program_takes_turns_and_hears_of_the_work(bundle: Path, tmp_path: Pat
     assert json.loads(told["--config"])["hidden_size"] == 384
 
 
+@pytest.mark.slow
 def test_a_program_that_stays_is_asked_for_each_round(
     bundle: Path, tmp_path: Path, program
 ) -> None:
@@ -212,6 +213,7 @@ def test_energy_is_the_sum_of_the_packages(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="serving needs Android, Linux or macOS")
+@pytest.mark.slow
 def test_a_device_elsewhere_measures_both_sides_in_turns(bundle: Path, tmp_path: Path) -> None:
     with Device(tmp_path) as device:
         found = fabric_json(

@@ -35,6 +35,7 @@ def train(bundle: Path, data: Path, out: Path, *more: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_run_trains_and_writes_there_as_here(
     bundle: Path, data: Path, tmp_path: Path, device: Device
 ) -> None:

@@ -78,6 +78,7 @@ def test_without_a_driver_it_says_what_to_install(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.slow
 def test_a_driver_that_crashes_is_reported_and_does_not_take_the_doctor_with_it(
     tmp_path: Path,
 ) -> None:

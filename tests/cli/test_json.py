@@ -106,6 +106,7 @@ def test_the_words_of_a_prompt_are_all_that_standard_output_holds(bundle: Path) 
     assert fabric(*arguments).stdout == fabric_json(*arguments)["text"] + "\n"
 
 
+@pytest.mark.slow
 def test_estimate() -> None:
     found = fabric_json("estimate", "random:125M", "--context", 128)
     assert {"peak_memory_mib", "step_seconds", "parameters"} <= set(found)

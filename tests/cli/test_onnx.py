@@ -34,6 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.slow
 def test_a_command_of_the_page(line: str, place: Path) -> None:
     words = shlex.split(line)[1:]
     result = fabric_json(*words, cwd=place)

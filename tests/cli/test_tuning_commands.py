@@ -97,6 +97,7 @@ def test_records_go_to_another_machine_and_back(tuned: dict, tmp_path: Path) -> 
     assert [r["hash"] for r in after] == [r["hash"] for r in shown["records"]]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_refused_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
     own = folder / "records" / f"{TARGET}.jsonl"
     before = own.read_bytes() if own.exists() else b""
@@ -108,6 +109,7 @@ def test_a_damaged_file_is_refused_and_changes_nothing(folder: Path, tmp_path: P
     assert fabric("records", "import", tmp_path / "none.jsonl").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_foreign_target_can_not_be_tuned_here() -> None:
     foreign = "cpu-avx2" if TARGET == "cpu-neon" else "cpu-neon"
     done = fabric("tune", "nano", "--target", foreign, "--no-gain")

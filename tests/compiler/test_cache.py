@@ -45,6 +45,7 @@ def test_other_weights_of_the_same_shape_reuse_the_code(built: list[str], tmp_pa
     assert not np.array_equal(first.prefill([1, 2, 3]), second.prefill([1, 2, 3]))
 
 
+@pytest.mark.slow
 def test_a_damaged_entry_is_built_again(built: list[str], tmp_path: Path) -> None:
     expected = compiled(tmp_path, 1).prefill([1, 2])
     (module,) = (tmp_path / "cache").glob("*/module.so")

@@ -64,6 +64,7 @@ def test_an_output_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     assert (precious / "chapter.txt").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_old_bundle_and_no_litter(tmp_path: Path) -> None:
     compiled = compile_tiny(tmp_path, {})
 

@@ -168,6 +168,7 @@ CROSS = backend.cross_compiler(find_platform(LINUX))
 
 
 @pytest.mark.skipif(READELF is None or CROSS is None, reason="needs g++-aarch64-linux-gnu")
+@pytest.mark.slow
 def test_the_backend_for_another_linux_needs_tvm_and_the_system_alone(tmp_path: Path) -> None:
     runtime = tmp_path / "runtime"
     (runtime / backend.NATIVE).mkdir(parents=True)

@@ -265,6 +265,7 @@ def one_record() -> Signature:
     return kernels["adamw"]
 
 
+@pytest.mark.slow
 def test_a_bundle_says_what_its_schedules_rest_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_traces_compute_the_right_numbers(function: tirx.PrimFunc) -> None:
 
 
 @every_gpu
+@pytest.mark.slow
 def test_traces_compute_the_right_numbers_on_a_device(target: Target) -> None:
     searched(elementwise(8, 96), target, 1)
     searched(sums(8, 64), target, 1)

@@ -18,8 +18,8 @@ from bitfabric.runtime import Bundle, InferenceEngine, open_bundle, training_eng
 from bitfabric.runtime.backends import devices
 from bitfabric.runtime.batch import Batch
 from bitfabric.runtime.cuda.graphs import Graph
-from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.targets import APIS, FabricError
+from bitfabric.targets.ffi import tvm_ffi
 
 FOLDER = os.environ.get("FABRIC_HARDWARE_BUNDLES", "")
 NAMES = sorted(path.stem for path in Path(FOLDER).glob("*-on-cuda*.fabric"))

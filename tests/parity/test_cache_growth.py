@@ -55,6 +55,7 @@ def _all_caches(target: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert 0 < kl(found["f32"], found[form]).mean() < bound
 
 
+@pytest.mark.slow
 def test_a_cache_grows_and_contexts_reach_the_models_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_logits_equal_transformers(tmp_path: Path, family: str, storage: str) ->
     np.testing.assert_allclose(logits, expected[5:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_logits_of_1bitllm_equal_the_reference(tmp_path: Path) -> None:
     folder = float32_folder(tmp_path / "model", "1bitllm", "online")
     reference = TorchBitNet(open_model(str(folder)))

@@ -24,6 +24,7 @@ RUNNABLE = [
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.slow
 def test_numbers_of_a_smaller_target_are_the_hosts(name: str, tmp_path: Path) -> None:
     here = compile_tiny(tmp_path / "here", {})
     there = compile_tiny(tmp_path / "there", {}, target=name)

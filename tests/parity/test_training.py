@@ -170,6 +170,7 @@ def test_moments_of_fewer_bits_go_on_from_what_was_stored(tmp_path, moments: str
         np.testing.assert_array_equal(value, second.state()[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_both_packings_give_the_same_bits(tmp_path) -> None:
     losses = []
     for packing in ("2bit", "1.6bit"):

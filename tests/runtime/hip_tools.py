@@ -171,7 +171,7 @@ def _device_modules(module: Any, kind: str) -> list[Any]:
 
 def _opencl_kernels(bundle: Path) -> Callable[[str], Any]:
     """Return what looks up the kernels of a bundle for OpenCL by their names."""
-    from bitfabric.runtime.ffi import tvm_ffi
+    from bitfabric.targets.ffi import tvm_ffi
 
     (device,) = _device_modules(tvm_ffi.load_module(str(bundle / "module.so")), "opencl")
     return device.get_function

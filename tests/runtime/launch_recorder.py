@@ -88,8 +88,8 @@ class Recorder:
 
     def install(self) -> None:
         """Let this process's launches come here, and hear of all memory that is given out."""
-        from bitfabric.runtime.ffi import tvm_ffi as runtime
         from bitfabric.runtime.memory_space import HostBlock, HostMemory
+        from bitfabric.targets.ffi import tvm_ffi as runtime
 
         runtime.register_global_func(ENTERED, self._entered, override=True)
         runtime.register_global_func(LAUNCHED, self._launched, override=True)

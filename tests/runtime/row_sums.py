@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from bitfabric.runtime.ffi import tvm_ffi
+from bitfabric.targets.ffi import tvm_ffi
 from tvm import relax
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T

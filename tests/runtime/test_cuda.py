@@ -7,8 +7,8 @@ import gc
 import numpy as np
 import pytest
 from bitfabric.runtime.cuda import libraries, views
-from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.targets import FabricError
+from bitfabric.targets.ffi import tvm_ffi
 
 FLOAT = tvm_ffi.dtype("float32")
 

@@ -28,7 +28,7 @@ import ctypes, json, os, struct, sys
 from pathlib import Path
 import numpy as np
 from bitfabric.runtime.backends import devices, load_backend
-from bitfabric.runtime.ffi import tvm_ffi
+from bitfabric.targets.ffi import tvm_ffi
 from tests.runtime.hip_tools import LAUNCHED
 load_backend("rocm")
 call = lambda name, *a: tvm_ffi.get_global_func(name)(*a)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from bitfabric.runtime.ffi import tvm_ffi
+from bitfabric.targets.ffi import tvm_ffi
 from tvm import relax
 
 from .opencl_tools import (

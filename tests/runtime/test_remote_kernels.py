@@ -76,6 +76,7 @@ def test_a_server_that_dies_and_comes_back_costs_a_candidate_nothing(
     assert any("closed the connection" in text for text in told), told
 
 
+@pytest.mark.slow
 def test_a_frozen_device_is_skipped_with_its_name(
     pair: tuple[TvmTracker, list[Device]], library: np.ndarray
 ) -> None:

@@ -170,6 +170,7 @@ def test_weights_that_vanish_stop_the_step_and_not_the_process(tmp_path: Path, f
         np.testing.assert_array_equal(values, before[name])
 
 
+@pytest.mark.slow
 def test_a_single_layer_streams_through_one_slot(tmp_path: Path) -> None:
     tiny = compile_tiny(tmp_path, {"config": {"num_layers": 1}})
     assert trained(TrainingEngine(tiny.bundle)) == trained(StreamingTrainingEngine(tiny.bundle, 0))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from bitfabric.runtime import training_engine
 from bitfabric.runtime.engine import TrainingEngine
-from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.runtime.inference import InferenceEngine
 from bitfabric.runtime.streaming import Outside, StreamingTrainingEngine
 from bitfabric.runtime.streaming_inference import StreamingInferenceEngine
 from bitfabric.targets import FabricError
+from bitfabric.targets.ffi import tvm_ffi
 
 from ..devices import needs
 from ..parity.conftest import Compiled, compile_tiny

@@ -14,7 +14,7 @@ import pytest
 import tvm
 from bitfabric.compiler.spirv import codegen  # noqa: F401
 from bitfabric.compiler.spirv.abilities import ADDRESS_KEY
-from bitfabric.runtime.ffi import tvm_ffi
+from bitfabric.targets.ffi import tvm_ffi
 
 from .row_sums import check, compiled
 from .vulkan_tools import (

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bitfabric.runtime.backends import load_backend
-from bitfabric.runtime.ffi import tvm_ffi
 from bitfabric.targets import FabricError
+from bitfabric.targets.ffi import tvm_ffi
 
 CODES = {"int": 0, "uint": 1, "float": 2, "handle": 3}
 GROUP = 64
