@@ -44,6 +44,7 @@ def page(desk: Path) -> dict[str, dict[str, Any]]:
     return said
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_does_what_it_says(page: dict[str, Any], desk: Path) -> None:
     assert len(page) == 10
     out, back = desk / "out", desk / "back"

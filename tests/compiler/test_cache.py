@@ -39,6 +39,7 @@ def compiled(folder: Path, seed: int) -> InferenceEngine:
     return InferenceEngine(open_bundle(folder / f"{seed}.fabric"), capacity=16)
 
 
+@pytest.mark.slow
 def test_other_weights_of_the_same_shape_reuse_the_code(built: list[str], tmp_path: Path) -> None:
     first, second = compiled(tmp_path, 1), compiled(tmp_path, 2)
     assert built == ["built"]

@@ -135,6 +135,7 @@ def test_a_bundle_for_android_brings_notes_sources_and_our_runtime(
     assert open_bundle(bundle, foreign=True).manifest["target"]["host"] == ANDROID
 
 
+@pytest.mark.slow
 def test_with_an_ndk_the_backend_is_built_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

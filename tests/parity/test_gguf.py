@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from bitfabric.compiler import CompileOptions, LoraOptions, compile_model
 from bitfabric.models import open_model
 from bitfabric.runtime import InferenceEngine, open_bundle
@@ -15,6 +16,7 @@ from ..reference.gguf_files import tiny, write_gguf, write_hf
 OPTIONS = CompileOptions(context=8, lora=LoraOptions(rank=2), head="f16")
 
 
+@pytest.mark.slow
 def test_logits_equal_those_of_the_folder(tmp_path: Path) -> None:
     """A llama has everything at once: rows in another order, a head of its own, two types."""
     model = tiny("llama", hidden=256, ffn=320)

@@ -74,7 +74,7 @@ def trained(folder: Path, way: str, target: str, case: str = "") -> tuple[list[f
 @pytest.mark.parametrize(
     "name",
     [
-        "processor",
+        pytest.param("processor", marks=pytest.mark.slow),
         pytest.param("dropout", marks=pytest.mark.slow),
         pytest.param("opencl", marks=(*needs("opencl"), pytest.mark.slow)),
     ],

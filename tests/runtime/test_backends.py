@@ -37,6 +37,7 @@ def test_a_kind_that_there_is_no_backend_for() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+@pytest.mark.slow
 def test_a_backend_is_built_on_first_need_and_found_again(not_installed: Path) -> None:
     before = backend_status("opencl")
     assert before["library"] is None

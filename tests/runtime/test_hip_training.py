@@ -21,7 +21,10 @@ from ..devices import missing
 from .hip_bundles import LAYERS, PLAN, STEPS, STREAMED, compile_bundles, run
 from .launch_trace import differences, read_trace
 
-pytestmark = pytest.mark.skipif(bool(missing("opencl")), reason=missing("opencl"))
+pytestmark = [
+    pytest.mark.skipif(bool(missing("opencl")), reason=missing("opencl")),
+    pytest.mark.slow,  # the emulated device takes minutes; CI runs it apart
+]
 ADAPTER = "adapter_model.safetensors"
 WRITING = ["--prompt", "sentence number", "--max-new-tokens", "6", "--seed", "1"]
 
@@ -45,7 +48,6 @@ def trace(folder: Path) -> list[list[str]]:
     return [line.split() for line in file.read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_it_learns_what_the_same_kernels_learn_elsewhere(
     folder: Path, trace: list[list[str]]
 ) -> None:

@@ -142,6 +142,7 @@ def test_rows_too_long_for_exact_sums_are_no_floats() -> None:
 
 @pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler())
 @pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.slow
 def test_units_of_another_size(packing: str) -> None:
     plain = get_target("cuda-sm80")
     units = tuple(unit for unit in plain.matrices if unit.factors == "float16")
