@@ -52,3 +52,11 @@ def test_run_never_loads_the_compiler(
     assert "libtvm_compiler.so" not in libraries
     assert "libtvm_runtime_extra.so" not in libraries
     assert heavy.split() == []
+
+
+def test_what_compiles_does_not_load_torch() -> None:
+    program = "import sys, bitfabric.compiler; print('tvm' in sys.modules, 'torch' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["True", "False"]
