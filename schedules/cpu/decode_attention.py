@@ -14,7 +14,7 @@ from .attention_blocks import Heads
 from .cached_attention import CachedAttention
 from .isa import Isa
 
-PARALLEL_WORK = 1 << 18
+PARALLEL_WORK = 1 << 16
 """Multiplications of all scores from which on the threads are worth waking."""
 
 

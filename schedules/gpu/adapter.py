@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..ternary import Segment, by_segment
-from ..tir import Buffer, Expr, bind, shape
+from ..tir import Buffer, Expr, bind, shape, splat
 from .kernel import loop
-from .vectors import LANES, fours, only
+from .vectors import LANES, fours, lane, only
 
 
 class Up:
@@ -46,8 +46,8 @@ class Up:
         return only(self.adapted, bind(self.b[rank, self.column]))
 
 
-def add(sums: Buffer, ups: list[Up], u: Callable[[int, Expr, Expr], Expr], tokens: int) -> None:
-    """Emit ``sums[i, v] += u(i, slot, j) B[j, four v]`` over the rank.
+def add(sums: Buffer, ups: list[Up], down: Buffer, rows: Sequence[Expr]) -> None:
+    """Emit ``sums[i, v] += down[rows[i], slot] B[:, four v]``.
 
     Parameters
     ----------
@@ -55,15 +55,21 @@ def add(sums: Buffer, ups: list[Up], u: Callable[[int, Expr, Expr], Expr], token
         ``(tokens * len(ups),)`` float32x4 registers, the rows' fours fastest.
     ups : list of Up
         Of each four rows.
-    u : callable
-        ``u(i, slot, j)`` is element j of the product with A of token i and an adapter.
-    tokens : int
-        Tokens.
+    down : Buffer
+        ``(T, S', r)`` float32, the tokens' products with A.
+    rows : sequence of PrimExpr
+        The tokens.
     """
-    with loop(ups[0].rank) as j:
+    # Vectors of ranks where they are whole, since loads cost more than additions do.
+    wide = LANES if ups[0].rank % LANES == 0 else 1
+    source = fours(down) if wide == LANES else down
+    with loop(ups[0].rank // wide) as group:
         for v, up in enumerate(ups):
-            factor = up.factor(j)
-            for i in range(tokens):
-                at = i * len(ups) + v
-                value = sums[at] + T.broadcast(u(i, up.slot, j), LANES) * factor
-                T.buffer_store(sums, value, [at])
+            factors = [up.factor(bind(group * wide + c)) for c in range(wide)]
+            for i, row in enumerate(rows):
+                found, at = bind(source[row, up.slot, group]), i * len(ups) + v
+                total = sums[at]
+                for c, factor in enumerate(factors):
+                    element = found if wide == 1 else lane(found, c)
+                    total = total + splat(element, LANES) * factor
+                T.buffer_store(sums, total, [at])

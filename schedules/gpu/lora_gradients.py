@@ -1,10 +1,11 @@
 """The adapters' gradients, ``dA = du^T x`` and ``dB = u^T dy``: sums over the tokens.
 
 Each product reads a matrix as wide as the model once, and its result is a few rows: memory is the
-limit. A work-group has a strip of columns and a slab of tokens. Its threads read 16 bytes beside
-their neighbours' and hold the sums of all rows of their columns, each for some of the tokens; these
-meet in shared memory. Where there are many tokens there are several slabs, whose sums a second
-launch adds, in their order.
+limit. A work-group has a strip of columns and a slab of tokens. The slab's elements of the thin
+factor come to shared memory first, so that only the wide matrix is waited for. The threads read 16
+bytes of it beside their neighbours' and hold the sums of all rows of their columns, each for some
+of the tokens; these meet in shared memory. Where there are many tokens there are several slabs,
+whose sums a second launch adds, in their order.
 """
 
 from __future__ import annotations
@@ -20,9 +21,20 @@ from tvm.tirx.script.builder import ir as T
 from ..decisions import choose_next
 from ..tir import Buffer, Expr, bind, shape, splat, when
 from .elements import threads as elementwise_threads
-from .kernel import Gpu, barrier, ceil_div, elements, launch, loop, registers, scratch, shared
+from .kernel import (
+    Gpu,
+    barrier,
+    ceil_div,
+    elements,
+    launch,
+    loop,
+    registers,
+    scratch,
+    shared,
+    strided,
+)
 from .operand import VECTOR, zero_vector
-from .vectors import LANES, fours, lane, only
+from .vectors import LANES, four, fours, lane, only
 
 FEW = 512
 """Up to this many tokens a work-group takes them all."""
@@ -32,8 +44,8 @@ UNROLL = 4
 """Tokens that a thread reads at once."""
 ROUND = 8
 """Rows that meet in shared memory at once, at most."""
-GROUPS = 528
-"""Work-groups that are all under way at once on a large processor: four on each of 132 cores."""
+GROUPS = 792
+"""Work-groups that are all under way at once on a large processor: six on each of 132 cores."""
 WORD = 4
 """Bytes of a float32."""
 Store = Callable[[Expr, Expr, Expr], None]
@@ -79,25 +91,26 @@ class Skinny:
         """Into how many shares the rows are cut."""
         return ceil_div(self.rows, self.high)
 
-    def factors(self, token: Expr, first: Expr) -> list[Expr]:
-        """Return a token's elements of a share of the rows; what is past the end is of no use."""
-        found = self._factors(token, first)
+    @property
+    def groups(self) -> int:
+        """Groups of four that a share's elements of a token fill."""
+        return ceil_div(self.high, LANES)
+
+    def factors(self, token: Expr, first: Expr, group: Expr) -> Expr:
+        """Return four of a token's elements of a share; what is past the end is of no use."""
+        found = self._factors(token, first, group)
         if self.weights is None:
             return found
-        weight = bind(self.weights[token])
-        return [bind(factor * weight) for factor in found]
+        return bind(found * splat(bind(self.weights[token]), LANES))
 
-    def _factors(self, token: Expr, first: Expr) -> list[Expr]:
+    def _factors(self, token: Expr, first: Expr, group: Expr) -> Expr:
         parts, _, width = shape(self.thin)
         if any(n % LANES for n in (width, self.first, self.high)):
-            places = [tirx.min(self.first + first + j, width - 1) for j in range(self.high)]
-            return [bind(_total(self.thin, parts, token, place)) for place in places]
-        vectors, found = fours(self.thin), []
-        for group in range(self.high // LANES):
-            place = tirx.min((self.first + first) // LANES + group, width // LANES - 1)
-            vector = bind(_total(vectors, parts, token, place))
-            found += [lane(vector, c) for c in range(LANES)]
-        return found
+            begin = bind(self.first + first + group * LANES)
+            places = [tirx.min(begin + c, width - 1) for c in range(LANES)]
+            return four([bind(_total(self.thin, parts, token, place)) for place in places])
+        place = tirx.min((self.first + first) // LANES + group, width // LANES - 1)
+        return bind(_total(fours(self.thin), parts, token, place))
 
 
 def _total(thin: Buffer, parts: int, token: Expr, place: Expr) -> Expr:
@@ -119,25 +132,35 @@ class _Sums:
         self.high = max(product.high for product in products)
         counts = [ceil_div(p.vectors, self.across) * p.chunks for p in products]
         self.ends = list(itertools.accumulate(counts))
-        steps = ceil_div(tokens, self.slots * UNROLL)
-        wanted = 1 if few else max(1, min(GROUPS // self.ends[-1], steps))
-        cuts = [n for n in (1, 2, 4, 8, 16) if n <= steps]
-        self.steps = ceil_div(steps, choose_next("slabs", cuts, wanted))
-        self.parts = ceil_div(steps, self.steps)
+        assert gpu.target.limits is not None
+        self.room = gpu.target.limits.shared_bytes // (LANES * WORD)
+        each, most = self.slots * UNROLL, max(product.groups for product in products)
+        steps = ceil_div(tokens, each)
+        least = ceil_div(steps, max(1, self.room // (each * most)))
+        wanted = max(least, 1 if few else min(GROUPS // self.ends[-1], steps))
+        cuts = [n for n in (1, 2, 4, 8, 16) if least <= n <= steps]
+        self.steps = ceil_div(steps, choose_next("slabs", cuts or [wanted], wanted))
+        self.parts, self.span = ceil_div(steps, self.steps), self.steps * each
+        self.height = min(ROUND, self.slots, self.high, self.room // self.threads)
+        # The factors lie there first, and what the threads of a column have in the end.
+        self.size = max(self.span * most, self.height * self.threads)
 
     def emit(self, stores: list[Callable[[Expr], Store]]) -> None:
         """Emit the launch; ``stores[i](part)`` takes the i-th product's sums over a slab."""
         with launch([self.ends[-1], self.parts], [self.threads]) as (strip, part, thread):
             self.thread, self.column = thread, bind(thread % self.across)
             self.slot = bind(thread // self.across)
-            self.first = bind(part * (self.steps * UNROLL * self.slots) + self.slot)
+            self.begin = bind(part * self.span)
+            self.memory = shared([self.size], VECTOR)
             self.sums = registers([self.high], VECTOR)
             for j in range(self.high):
                 T.buffer_store(self.sums, zero_vector(), [j])
             begins = [0, *self.ends]
             inside = [bind(tirx.all(strip >= b, strip < e)) for b, e in itertools.pairwise(begins)]
-            for i, product in enumerate(self.products):
-                when(inside[i], partial(self._add, product, strip - begins[i]))
+            for task in (self._stage, self._add):
+                for i, product in enumerate(self.products):
+                    when(inside[i], partial(task, product, strip - begins[i]))
+                barrier()
 
             def store(row: Expr, value: Expr) -> None:
                 for i, product in enumerate(self.products):
@@ -151,25 +174,33 @@ class _Sums:
         row = bind(strip % product.chunks * product.high)
         return row, bind(strip // product.chunks * self.across + self.column)
 
+    def _stage(self, product: Skinny, strip: Expr) -> None:
+        """Emit the copy of the slab's thin factor to shared memory."""
+        first, _ = self._place(product, strip)
+
+        def copy(index: Expr) -> None:
+            token = bind(tirx.min(self.begin + index // product.groups, self.tokens - 1))
+            found = product.factors(token, first, bind(index % product.groups))
+            T.buffer_store(self.memory, found, [index])
+
+        strided(self.span * product.groups, self.threads, self.thread, copy)
+
     def _add(self, product: Skinny, strip: Expr) -> None:
         """Emit a thread's sums over its tokens."""
-        first, vector = self._place(product, strip)
+        _, vector = self._place(product, strip)
         if product.vectors % self.across:
             vector = bind(tirx.min(vector, product.vectors - 1))
-        ragged = self.tokens % (self.steps * UNROLL * self.slots) != 0
         ahead = registers([UNROLL], VECTOR)
 
-        def token_of(step: Expr, u: int) -> tuple[Expr, Expr | None]:
-            token = bind(self.first + (step * UNROLL + u) * self.slots)
-            if not ragged:
-                return token, None
-            return bind(tirx.min(token, self.tokens - 1)), bind(token < self.tokens)
+        def place_of(step: Expr, u: int) -> Expr:
+            return bind((step * UNROLL + u) * self.slots + self.slot)
 
         def read(step: Expr) -> None:
             for u in range(UNROLL):
-                token, inside = token_of(step, u)
-                value = only(inside, bind(product.wide(token, vector)))
-                T.buffer_store(ahead, value, [u])
+                token, inside = bind(self.begin + place_of(step, u)), None
+                if self.tokens % self.span:
+                    token, inside = bind(tirx.min(token, self.tokens - 1)), token < self.tokens
+                T.buffer_store(ahead, only(inside, bind(product.wide(token, vector))), [u])
 
         read(0)
         with loop(self.steps) as step:
@@ -177,28 +208,27 @@ class _Sums:
             # The last turn reads its own step again: cheaper than a branch.
             read(bind(tirx.min(step + 1, self.steps - 1)))
             for u, value in enumerate(values):
-                for j, factor in enumerate(product.factors(token_of(step, u)[0], first)):
-                    T.buffer_store(self.sums, self.sums[j] + splat(factor, LANES) * value, [j])
+                place = bind(place_of(step, u) * product.groups)
+                found = [bind(self.memory[place + group]) for group in range(product.groups)]
+                for j in range(product.high):
+                    factor = splat(lane(found[j // LANES], j % LANES), LANES)
+                    T.buffer_store(self.sums, self.sums[j] + factor * value, [j])
 
     def _meet(self, store: Callable[[Expr, Expr], None]) -> None:
         """Emit the sums over the threads of a column, and ``store(row of the share, sum)``."""
-        assert self.gpu.target.limits is not None
-        room = self.gpu.target.limits.shared_bytes // (self.threads * LANES * WORD)
-        height = min(ROUND, self.slots, self.high, room)
-        memory = shared([height * self.threads], VECTOR)
-        for begin in range(0, self.high, height):
+        for begin in range(0, self.high, self.height):
             if begin:
                 barrier()
-            rows = range(begin, min(begin + height, self.high))
+            rows = range(begin, min(begin + self.height, self.high))
             for i, j in enumerate(rows):
-                T.buffer_store(memory, self.sums[j], [i * self.threads + self.thread])
+                T.buffer_store(self.memory, self.sums[j], [i * self.threads + self.thread])
             barrier()
 
             def total(begin: int = begin) -> None:
                 place = bind(self.slot * self.threads + self.column)
-                value = memory[place]
+                value = self.memory[place]
                 for s in range(1, self.slots):
-                    value = value + memory[place + s * self.across]
+                    value = value + self.memory[place + s * self.across]
                 store(bind(begin + self.slot), bind(value))
 
             when(self.slot < len(rows), total)

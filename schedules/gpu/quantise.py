@@ -94,7 +94,15 @@ class Tokens:
         self.few = multiple == 1
         # One work-group for all adapters, where there are enough: it need not quantise for each.
         self.alone = count is not None and count >= MANY and not self.few
-        self.height = min(4 if self.alone else 2, multiple)
+        self.vectors = self.columns // LANES
+        usual = min(gpu.threads, max(power_of_two(self.vectors), 32))
+        counts = [count for count in (64, 128, 256) if count <= usual]
+        self.threads = choose_next("quantiser", counts, usual)
+        self.steps = ceil_div(self.vectors, self.threads)
+        self.height = min(2, multiple)
+        if self.alone:
+            # The more tokens the more seldom A is read, but few threads could hold long ones.
+            self.height = choose_next("tokens", (2, 4), 4 if 4 * self.steps <= HELD // 2 else 2)
         self.ranks = min(RANKS, SUMS // self.height)
         if self.alone and gpu.shared and gpu.target.limits is not None:
             room = gpu.target.limits.shared_bytes - SPARE
@@ -134,11 +142,6 @@ class Tokens:
 
     def emit(self, lora_scale: float) -> None:
         """Emit the launch that fills the buffers."""
-        self.vectors = self.columns // LANES
-        usual = min(self.gpu.threads, max(power_of_two(self.vectors), 32))
-        counts = [count for count in (64, 128, 256) if count <= usual]
-        self.threads = choose_next("quantiser", counts, usual)
-        self.steps = ceil_div(self.vectors, self.threads)
         groups = ceil_div(self.tokens, self.height)
         grid = [groups, 1, 1]
         if self.a is not None and not self.alone:

@@ -161,8 +161,7 @@ class _Product:
             exact = [T.cast(s - total, "float32") for s in sums]
             T.buffer_store(out, four(exact) * splat(step * scale, LANES), [i])
         if self.b is not None:
-            up, down = adapter.Up(self.parts, self.b, inside), tokens.down
-            adapter.add(out, [up], lambda i, slot, j: down[rows[i], slot, j], len(rows))
+            adapter.add(out, [adapter.Up(self.parts, self.b, inside)], tokens.down, rows)
         if self.residual is not None:
             last, column = shape(self.y)[0] - 1, bind(inside // LANES)
             for i, token in enumerate(rows):

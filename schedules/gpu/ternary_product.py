@@ -191,10 +191,9 @@ class Product:
                     out, exact * T.broadcast(step * scales[v], LANES), [i * tile.fours + v]
                 )
         if self.b is not None:
-            down = tokens.down
             inside = [tirx.min(r, self.rows - LANES) for r in self.row]
             ups = [adapter.Up(self.parts, self.b, bind(r)) for r in inside]
-            adapter.add(out, ups, lambda i, slot, j: down[first + i, slot, j], count)
+            adapter.add(out, ups, tokens.down, [first + i for i in range(count)])
         self._store(first, count, out)
 
     def _store(self, first: Expr, count: int, out: Buffer) -> None:

@@ -91,6 +91,7 @@ class TernaryBytes(_Outputs):
 
     def source(self, step: Expr, index: Expr) -> tuple[Buffer, list[Expr]]:
         """Return the place of a vector of a step of 128 columns: those of a row lie together."""
+        index = bind(_apart(index))
         column = step * ACROSS + index // LANES % ACROSS
         return self.packed, [self.tile(index // (LANES * ACROSS)), column, index % LANES]
 
@@ -98,7 +99,7 @@ class TernaryBytes(_Outputs):
         """Return the registers of 64 columns."""
         column = group * LANES + self.quarter
         row = self.output // TILE * ACROSS + column
-        vector = bind(memory[place + row * LANES + self.output % TILE // LANES])
+        vector = bind(memory[place + _apart(row * LANES + self.output % TILE // LANES)])
         words = [codes(lane(vector, i)) for i in range(LANES)]
         return [
             [
@@ -107,6 +108,12 @@ class TernaryBytes(_Outputs):
             ]
             for chunk in range(CHUNKS)
         ]
+
+
+def _apart(vector: Expr) -> Expr:
+    """Return the place of a step's vector in shared memory, or the vector of a place: eight threads
+    that read together, two vectors of each of four columns, read from different banks."""
+    return vector ^ (vector // 8 % 2 * 2)
 
 
 def ordered(token: Expr, word: Expr, words: int) -> Expr:
