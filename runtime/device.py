@@ -16,7 +16,7 @@ from ..targets.ffi import tvm_ffi
 from .backends import OF_TVM, devices, load_backend
 from .bundle import Bundle
 from .library import load_runtime
-from .memory_space import DeviceMemory, HostMemory, MemorySpace
+from .memory_space import DeviceMemory, HostMemory, MemorySpace, Tensor
 
 CPU = 1
 """DLPack's device type."""
@@ -127,6 +127,14 @@ class Machine:
     def __getitem__(self, name: str) -> Any:
         """Return a function of the module."""
         return self.memory.guarded(self._executable[name])
+
+    def lasting(self, name: str, *arguments: Any) -> Tensor:
+        """Return the one tensor that a function gives, in memory of its own.
+
+        The virtual machine takes it from a pool, and to this pool goes back what a recorded
+        function works in, which the recording of another engine writes to at any time.
+        """
+        return self.memory.own(self[name](*arguments))
 
     def bind(self, name: str, arguments: list[Any]) -> Any:
         """Return a function of no arguments: `name` with tensors and lists of them bound."""

@@ -155,7 +155,7 @@ class TrainingEngine:
         inputs = [block.tensor for block in self._inputs.values()]
         seeds = [[block.tensor for block in self._seeds]] if self._seeds else []
         ends, layers = end_tensors(self.bundle, memory), layer_tensors(self.bundle, memory)
-        model = [self._machine["rope"](), *ends, layers, self._adapter.factors]
+        model = [self._machine.lasting("rope"), *ends, layers, self._adapter.factors]
         gradients = self._gradient.flat
         update = [buffer.flat for buffer in (self._adapter, *self._moments, self._gradient)]
         self._train_step = bind(

@@ -80,7 +80,7 @@ class InferenceEngine:
 
     def _table(self) -> Tensor:
         """Return the table of as many positions as the cache has."""
-        return self._machine["rope_cache"](tvm_ffi.Shape((self.room,)))
+        return self._machine.lasting("rope_cache", tvm_ffi.Shape((self.room,)))
 
     def _fields(self, room: int) -> list[tuple[tuple[int, ...], str]]:
         """Return shapes and types of a layer's cache of so many positions."""

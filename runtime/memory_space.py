@@ -19,6 +19,7 @@ from ..targets import FabricError
 from ..targets.ffi import tvm_ffi
 from ..targets.windows import windows
 from .blocks import Block, DeviceBlock, HostBlock, SplitBlock, aligned
+from .device_calls import Repeated, device_error
 
 Tensor: TypeAlias = "tvm_ffi.Tensor"
 Windows: TypeAlias = "Tensor | list[Tensor]"
@@ -51,6 +52,10 @@ class MemorySpace(Protocol):
 
     def empty(self, shape: Sequence[int], dtype: str = "float32") -> Tensor:
         """Allocate a tensor whose values do not matter."""
+        ...
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """Return what a function gave in memory that no other function is given."""
         ...
 
     def read(self, tensor: Windows) -> np.ndarray:
@@ -94,6 +99,10 @@ class HostMemory:
     def empty(self, shape: Sequence[int], dtype: str = "float32") -> Tensor:
         """Allocate a tensor, zeros as it happens."""
         return tvm_ffi.from_dlpack(aligned(shape, dtype))
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """Return the tensor: nothing writes to it as long as it lives."""
+        return tensor
 
     def read(self, tensor: Windows) -> np.ndarray:
         """Return an array over a tensor's memory."""
@@ -203,6 +212,12 @@ class DeviceMemory:
         """Allocate a tensor of any values."""
         return self.allocate(shape, dtype)
 
+    def own(self, tensor: Tensor) -> Tensor:
+        """Return a copy, which is allocated here."""
+        made = self.empty(tuple(tensor.shape), str(tensor.dtype))
+        self.write(made, self.read(tensor))
+        return made
+
     def write(self, tensor: Tensor, array: np.ndarray) -> None:
         """Copy an array to a tensor of its shape and dtype."""
         array = np.ascontiguousarray(array)
@@ -237,7 +252,7 @@ class DeviceMemory:
 
     def repeated(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """Return a call that, from its third time on, launches its recorded kernels alone."""
-        return _Repeated(function, self._recorder, self.refusal)
+        return Repeated(function, self._recorder, self.refusal)
 
     def peak_mib(self) -> float:
         """Return the most memory of the device held at once by this process, MiB."""
@@ -256,65 +271,3 @@ class DeviceMemory:
         bound = self.optional("budget")
         if bound is not None:
             bound(self.index, budget)
-
-
-class _Repeated:
-    """A function of a device, recorded at its second call: the first compiles its kernels.
-
-    The result is the same tensors each time, with new values.
-    """
-
-    def __init__(
-        self,
-        function: Callable[[], Any],
-        recorder: Callable[..., Any],
-        refusal: Callable[[], str] = str,
-    ) -> None:
-        self._function, self._recorder, self._refusal = function, recorder, refusal
-        self._replay: Callable[[bool], str] | None = None
-        self._calls, self._result = 0, None
-
-    def __call__(self) -> Any:
-        try:
-            return self._called()
-        except RuntimeError as error:
-            raise device_error(error, self._refusal()) from error
-
-    def _called(self) -> Any:
-        self._calls += 1
-        if self._replay is not None:
-            self._replay(False)
-        elif self._calls == 2:
-            self._replay = self._recorder(self._function, self._take)
-        else:
-            return self._function()
-        return self._result
-
-    def _take(self, result: Any) -> None:
-        self._result = result
-
-    def times(self) -> list[tuple[str, float, int]]:
-        """Call the function; return each launch's kernel, its seconds and its bytes.
-
-        The bytes are those of the memory that it was given, 0 where the backend does not tell.
-        Empty where the function could not be recorded.
-        """
-        for _ in range(2):
-            self()
-        found = json.loads(self._replay(True)) if self._replay is not None else []
-        return [(name, 1e-9 * nanoseconds, sum(rest)) for name, nanoseconds, *rest in found]
-
-
-def device_error(error: Exception, refusal: str = "") -> FabricError:
-    """Return what a native backend's error, or its allocator's refusal, means for a person."""
-    message = str(error).strip().splitlines()[0] if str(error).strip() else "unknown error"
-    message = refusal or message
-    if "memory budget" in message:
-        remedy = "Raise --memory-budget, or compile the bundle again for this one."
-    elif "out of memory" in message:
-        remedy = "Lower --micro-batch or --context, or choose a smaller model."
-    elif "device lost" in message:
-        remedy = "The last checkpoint is whole: continue with --resume. `fabric doctor` checks it."
-    else:
-        remedy = "See `fabric doctor`."
-    return FabricError(message if message.endswith(".") else f"{message}.", remedy)

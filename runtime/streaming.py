@@ -117,7 +117,7 @@ class StreamingTrainingEngine(TrainingEngine):
             else HeldEnds(end_tensors(self.bundle, memory), self.feed)
         )
         self._states = LayerInputs(memory, outside.inputs, self.bundle.path)
-        self._rope = machine["rope"]()
+        self._rope = machine.lasting("rope")
         names = (*FUNCTIONS, "embed_rows") if outside.ends else FUNCTIONS
         self._calls = {name: machine[name] for name in names}
         dropout = bool(self.bundle.lora["dropout"])

@@ -23,8 +23,8 @@ from typing import Any
 from ...targets import APIS, FabricError
 from ...targets.ffi import tvm_ffi
 from ..backends import backend_status, load_backend
+from ..device_calls import device_error
 from ..library import load_runtime
-from ..memory_space import device_error
 from .bundles import BundleStore
 from .dialer import own_version
 from .exchange import FUNCTIONS, PROTOCOL, TOTAL

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..ternary import Segment, by_segment
-from ..tir import Buffer, Expr, bind, shape, splat
+from ..tir import Buffer, Expr, bind, shape, splat, static
 from .kernel import loop
 from .vectors import LANES, fours, lane, only
 
@@ -61,7 +61,8 @@ def add(sums: Buffer, ups: list[Up], down: Buffer, rows: Sequence[Expr]) -> None
         The tokens.
     """
     # Vectors of ranks where they are whole, since loads cost more than additions do.
-    wide = LANES if ups[0].rank % LANES == 0 else 1
+    rank = static(ups[0].rank)
+    wide = LANES if rank is not None and rank % LANES == 0 else 1
     source = fours(down) if wide == LANES else down
     with loop(ups[0].rank // wide) as group:
         for v, up in enumerate(ups):

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...targets import MatrixUnit
-from ..tir import Buffer, Expr, bind
+from ..tir import Buffer, Expr, bind, shape, static
 from .kernel import Gpu
 from .matrix_block import Factor, MatrixBlock, Rows
 from .matrix_tile import MatrixTile
+from .near_rows import near_rows
 from .share import Share
 from .token_words import Order
+from .vectors import LANES
 from .warpgroup import THREADS as WARPGROUP
 from .warpgroup_block import PIECES, WarpgroupBlock
 from .warpgroup_tile import COLUMNS, WarpgroupTile
@@ -64,6 +66,13 @@ class Plan(Protocol):
     threads: int
     parts: int
     order: Order | None
+
+    def near(self, corner: Corner, rows: Buffer) -> tuple[Buffer, Expr]:
+        """Bring what belongs to the tile's tokens near, if that is worth it, before :meth:`emit`.
+
+        `rows` is ``(T, S, r)`` float32. Returns where its rows are in the end, and the number of
+        the token that is the first there.
+        """
 
     def emit(
         self, corner: Corner, tokens: Buffer, vectors: int, packed: Buffer, finish: Finish
@@ -119,6 +128,10 @@ class UnitPlan:
         self.rows, self.columns = tile.rows, tile.columns
         self.threads = tile.threads(gpu.subgroup)
 
+    def near(self, _corner: Corner, rows: Buffer) -> tuple[Buffer, Expr]:
+        """Leave them where they are: a work-group's threads share lines of the cache."""
+        return rows, 0
+
     def emit(
         self, corner: Corner, tokens: Buffer, vectors: int, packed: Buffer, finish: Finish
     ) -> None:
@@ -166,6 +179,13 @@ class WarpgroupPlan:
     ) -> None:
         self.tile, self.weights, self.sums, self.order = tile, weights, sums, order
         self.rows, self.parts, self.threads = tile.rows, tile.parts, tile.threads
+
+    def near(self, corner: Corner, rows: Buffer) -> tuple[Buffer, Expr]:
+        """Copy them to shared memory: a thread has outputs of a quarter of the tile's tokens."""
+        rank = static(shape(rows)[-1])
+        if rank is None or rank % LANES:
+            return rows, 0
+        return near_rows(rows, corner.row, self.rows, corner.thread, self.threads), corner.row
 
     def emit(
         self, corner: Corner, tokens: Buffer, vectors: int, packed: Buffer, finish: Finish

@@ -214,7 +214,10 @@ class _Product:
         with launch(grid, [plan.threads]) as (down, across, split, thread):
             first = bind(across * plan.columns)
             place = Corner(thread, bind(down * plan.rows), first, split)
-            finish = partial(self._finish, first, dx, lora, split)
+            near = None
+            if lora is not None and self.parts is None:
+                near = plan.near(place, rows_of(lora.du))
+            finish = partial(self._finish, first, dx, lora, near, split)
             words = fours(self.halves.words)
             plan.emit(place, words, self.rows // EIGHT, self.packed, finish)
 
@@ -235,9 +238,15 @@ class _Product:
         return total
 
     def _finish(
-        self, first: Expr, dx: Buffer, lora: Lora | None, split: Expr, share: Share
+        self,
+        first: Expr,
+        dx: Buffer,
+        lora: Lora | None,
+        near: tuple[Buffer, Expr] | None,
+        split: Expr,
+        share: Share,
     ) -> None:
-        """Emit the scale, the adapters and the store."""
+        """Emit the scale, the adapters and the store; `near` is as of `Plan.near`."""
         column = bind(first // LANES + share.vector)
         inside = column
         if self.columns % self.plan.columns:
@@ -253,25 +262,34 @@ class _Product:
         if self.parts is not None:
             share.store(fours(self.parts), column, out, split)
             return
-        if lora is not None:
-            self._through(lora, places, inside, out)
+        if lora is not None and near is not None:
+            du, begin = near
+            self._through(lora, du, [place - begin for place in places], inside, out)
         share.store(fours(dx), column, out)
 
-    def _through(self, lora: Lora, places: list[Expr], vector: Expr, out: Buffer) -> None:
-        """Emit the addition of ``du A`` to a thread's vectors."""
+    def _through(
+        self, lora: Lora, du: Buffer, places: list[Expr], vector: Expr, out: Buffer
+    ) -> None:
+        """Emit the addition of ``du A`` to a thread's vectors; `places` are rows of `du`."""
         wide = LANES if lora.thin % LANES == 0 else 1
-        du, a = fours(lora.du) if wide == LANES else lora.du, fours(lora.a)
+        du, a = fours(du) if wide == LANES else du, fours(lora.a)
         with loop(lora.thin // wide) as group:
             factors = []
             for c in range(wide):
                 j = bind(group * wide + c)
                 factors.append(bind(a[j // lora.rank, j % lora.rank, vector]))
             for i, place in enumerate(places):
-                values, total = bind(du[0, place, group]), out[i]
+                values, total = bind(du[place, 0, group]), out[i]
                 for c, factor in enumerate(factors):
                     value = values if wide == 1 else lane(values, c)
                     total = total + splat(value, LANES) * factor
                 T.buffer_store(out, total, [i])
+
+
+def rows_of(du: Buffer) -> Buffer:
+    """Return du, which is whole, as ``(T, 1, S r)``."""
+    _, tokens, width = shape(du)
+    return T.decl_buffer([tokens, 1, width], "float32", data=du.data)
 
 
 class _Sums(Work):

@@ -142,11 +142,12 @@ class _Product:
         with launch(grid, [plan.threads]) as (down, across, thread):
             first = bind(across * plan.columns)
             place = Corner(thread, bind(down * plan.rows), first)
-            finish = partial(self._finish, first)
+            near = None if self.b is None else plan.near(place, tokens.down)
+            finish = partial(self._finish, first, near)
             plan.emit(place, fours(tokens.words), tokens.columns // TILE, self.packed, finish)
 
-    def _finish(self, first: Expr, share: Share) -> None:
-        """Emit scale, adapters, residual and store."""
+    def _finish(self, first: Expr, near: tuple[Buffer, Expr] | None, share: Share) -> None:
+        """Emit scale, adapters, residual and store; `near` is as of `Plan.near`."""
         tokens = self.tokens
         row = bind(first + share.vector * LANES)
         inside = row
@@ -160,8 +161,10 @@ class _Product:
             total, step = bind(tokens.sum[token]), bind(tokens.step[token])
             exact = [T.cast(s - total, "float32") for s in sums]
             T.buffer_store(out, four(exact) * splat(step * scale, LANES), [i])
-        if self.b is not None:
-            adapter.add(out, [adapter.Up(self.parts, self.b, inside)], tokens.down, rows)
+        if near is not None:
+            down, begin = near
+            own = [row - begin for row in rows]
+            adapter.add(out, [adapter.Up(self.parts, self.b, inside)], down, own)
         if self.residual is not None:
             last, column = shape(self.y)[0] - 1, bind(inside // LANES)
             for i, token in enumerate(rows):

@@ -66,9 +66,10 @@ def copy_block(memory: Buffer, place: Expr, source: Buffer, index: Expr, barrier
     _call("copy_block", *addresses, BLOCK * LINE, T.address_of(memory[barrier]))
 
 
-def copy_vector(memory: Buffer, place: Expr, source: Buffer, *index: Expr) -> None:
+def copy_vector(memory: Buffer, place: Expr | list[Expr], source: Buffer, *index: Expr) -> None:
     """Ask for the copy of a vector, for the threads' own eyes: products need not see it."""
-    _call("copy_vector", T.address_of(memory[place]), T.address_of(source[index]))
+    to = memory[tuple(place)] if isinstance(place, list) else memory[place]
+    _call("copy_vector", T.address_of(to), T.address_of(source[index]))
 
 
 def close_copies() -> None:

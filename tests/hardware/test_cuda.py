@@ -75,6 +75,35 @@ def test_tokens_after_the_second_are_one_graph_and_the_same(
     assert np.isfinite(runs[0]).all()
 
 
+def test_two_trainings_in_turns_do_not_touch_each_other(bundle: Bundle) -> None:
+    rng = np.random.default_rng(3)
+    shape = bundle.micro_batch, bundle.context
+    rows = rng.integers(0, bundle.config["vocab_size"], (shape[0], shape[1] + 1), np.int32)
+    batch = Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), np.zeros(shape, np.int32))
+
+    def started() -> Callable[[int], float]:
+        engine = training_engine(bundle)
+        engine.initialize_adapter(0)
+
+        def step(number: int) -> float:
+            loss = engine.accumulate(batch, 1.0 / rows.size, number)
+            engine.update(learning_rate=1e-3, step=number)
+            return loss
+
+        return step
+
+    alone = started()
+    expected = [alone(number) for number in range(1, 7)]
+    first = started()
+    # The first has recorded its kernels when the second takes its memory.
+    losses = [first(number) for number in range(1, 4)]
+    second = started()
+    for number in range(1, 7):
+        losses += [first(number + 3)] if number < 4 else []
+        assert second(number) == expected[number - 1]
+    assert losses == expected
+
+
 def test_the_memory_is_the_devices(bundle: Bundle) -> None:
     engine = InferenceEngine(bundle, capacity=64)
     engine.prefill(np.arange(4))

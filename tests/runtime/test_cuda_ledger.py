@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bitfabric.runtime.memory_space import device_error
+from bitfabric.runtime.device_calls import device_error
 from bitfabric.runtime.native import build
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libraries of ELF alone")
