@@ -8,7 +8,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, when
 from .attention_adjoint import Adjoint
-from .attention_fragments import pair_of
+from .attention_fragment_tile import pair_of, pairs_of, put_row
 from .attention_heads import Heads
 from .attention_vectors import view
 from .fragments import DEPTH, EIGHT, ROWS, HalfRows, Lane, RowSums
@@ -83,12 +83,6 @@ class Stored:
     def place(self, b: Expr, token: Expr) -> Expr:
         """Return the row of a token."""
         return b * self.packed.context + token
-
-    def pairs(self, buffer: Buffer) -> Buffer:
-        """Return a matrix of float32 in pairs of columns."""
-        rows, columns = buffer.shape
-        lanes = 4 if "x" in str(buffer.dtype) else 1
-        return view(buffer, [rows, columns * lanes // 2], "float32x2")
 
 
 class _Rows:
@@ -184,11 +178,8 @@ class Block:
 
     def store(self, i: int, buffer: Buffer, head: Expr, sums: RowSums, factor: Expr) -> None:
         """Emit the store of one of the thread's rows, as it is."""
-        row = bind(self.begin + self.tokens[i])
-        column = bind((head * self.heads.head_dim + self.lane.column) // 2)
-        for j in range(sums.count):
-            a, b = sums.get(j)[2 * i : 2 * i + 2]
-            T.buffer_store(buffer, pair_of(a * factor, b * factor), [row, column + 4 * j])
+        column = head * self.heads.head_dim + self.lane.column
+        put_row(buffer, bind(self.begin + self.tokens[i]), column, sums, i, factor)
 
     def store_rotated(
         self, i: int, buffer: Buffer, head: Expr, sums: RowSums, factor: Expr
@@ -196,7 +187,7 @@ class Block:
         """Emit the store of one of the thread's rows, rotated back."""
         token, half = self.tokens[i], sums.count // 2
         position = bind(token - self.packed.starts[self.b, token])
-        rope = self.stored.pairs(self.stored.rope)
+        rope = pairs_of(self.stored.rope)
         row = bind(self.begin + token)
         own = bind(self.lane.column // 2)
         column = bind(head * self.heads.head_dim // 2 + own)

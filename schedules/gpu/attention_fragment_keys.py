@@ -9,6 +9,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..tir import Expr, bind, when
 from .attention_fragment_block import Block, Stored, mix, products
+from .attention_fragment_tile import pairs_of
 from .attention_heads import LOG2_E, when_all
 from .fragments import RowSums, exp2
 from .halves import TOP, scales
@@ -55,11 +56,11 @@ class KeyBlock(Block):
         key = heads.heads + self.kv
         factor_key = held(self.down_key * T.float32(2.0 * heads.scale))
         if stored.apart:
-            parts = [stored.pairs(part) for part in stored.adjoint.parts]
+            parts = [pairs_of(part) for part in stored.adjoint.parts]
             self.store(i, parts[0], self.h, self.dkey, factor_key)
             self.store(i, parts[1], self.h, self.dvalue, self.down_value)
             return
-        out = stored.pairs(stored.out)
+        out = pairs_of(stored.out)
         self.store_rotated(i, out, key, self.dkey, factor_key)
         self.store(i, out, key + heads.kv_heads, self.dvalue, self.down_value)
 

@@ -10,6 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..tir import Expr, bind, when
 from .attention_fragment_block import Block, mix, products
+from .attention_fragment_tile import pairs_of
 from .attention_heads import LOG2_E, MASKED
 from .attention_rows import key_blocks
 from .fragments import ROWS, RowSums, exp2, quad_max, quad_sum
@@ -58,7 +59,7 @@ class QueryBlock(Block):
             mix(dquery, scores, self.one.rows, heads.head_dim, self.streamed)
 
         self._each(blocks, add)
-        out = stored.pairs(stored.out)
+        out = pairs_of(stored.out)
         for i, token in enumerate(self.tokens):
             factor = held(factors[i][1] * T.float32(2.0 * heads.scale) * undo[i])
             store = partial(self.store_rotated, i, out, self.h, dquery, factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from tvm.tirx.script.builder import ir as T
@@ -24,6 +25,51 @@ from .kernel import ceil_div, registers
 from .vectors import LANES, held, lane
 
 
+class SplitRows(HalfRows):
+    """Rows in shared memory, each element as two 16-bit floats: itself, and what that leaves of it.
+
+    Make it at the top of a launch: it allocates.
+
+    Parameters
+    ----------
+    place : Lane
+        The thread's place.
+    rows, vectors : int
+        Its rows, and the vectors of eight elements of one, an even number.
+    exact : bool
+        Whether elements are 16-bit floats as they come, which leave nothing.
+    """
+
+    def __init__(self, place: Lane, rows: int, vectors: int, exact: bool = False) -> None:
+        super().__init__(place, rows, vectors if exact else 2 * vectors)
+        self.vectors, self.exact = vectors, exact
+
+    @staticmethod
+    def bytes(rows: int, vectors: int, exact: bool = False) -> int:
+        """Return the memory of so many rows."""
+        return rows * (vectors * (1 if exact else 2) + 1) * 16
+
+    def split(self, row: Expr, vector: Expr, values: list[Expr], factor: float = 1.0) -> None:
+        """Emit the store of eight float32, times a factor."""
+        scaled = [held(clamped(value * T.float32(factor), LARGEST)) for value in values]
+        high, rest = half_vectors(scaled)
+        self.put(row, vector, high)
+        self.put(row, vector + self.vectors, rest)
+
+    def turned_parts(self, row: Expr, vectors: Sequence[Expr]) -> tuple[list[Expr], list[Expr]]:
+        """Return the right factors whose depth is 16 rows, the columns from each vector on.
+
+        Returns
+        -------
+        tuple of list
+            Those of the elements, and of what they leave: none where they are exact.
+        """
+        whole = [self.turned(row, vector) for vector in vectors]
+        if self.exact:
+            return whole, []
+        return whole, [self.turned(row, vector + self.vectors) for vector in vectors]
+
+
 class Split:
     """A block of rows of a head in shared memory, each element as two 16-bit floats.
 
@@ -42,7 +88,7 @@ class Split:
     def __init__(self, heads: Heads, place: Lane, thread: Expr, threads: int, count: int) -> None:
         self.heads, self.thread, self.threads, self.count = heads, thread, threads, count
         self.vectors = heads.head_dim // EIGHT
-        self.rows = HalfRows(place, count, 2 * self.vectors)
+        self.rows = SplitRows(place, count, self.vectors)
 
     def stage(self, source: Columns, first: Expr, last: Expr, factor: float = 1.0) -> None:
         """Emit the copy of the rows from `first` on, of which those past `last` repeat it."""
@@ -62,15 +108,8 @@ class Split:
 
     def _put(self, row: Expr, vector: Expr, pairs: list[tuple[Expr, Expr]], factor: float) -> None:
         for part in range(2):
-            values = [
-                held(clamped(lane(pair[part], c) * T.float32(factor), LARGEST))
-                for pair in pairs
-                for c in range(LANES)
-            ]
-            high, rest = half_vectors(values)
-            place = vector + part * (self.vectors // 2)
-            self.rows.put(row, place, high)
-            self.rows.put(row, place + self.vectors, rest)
+            values = [lane(pair[part], c) for pair in pairs for c in range(LANES)]
+            self.rows.split(row, vector + part * (self.vectors // 2), values, factor)
 
 
 class Softmax:

@@ -3,12 +3,11 @@
 As `attention.py`, with scores, weights and sums in the registers of the subgroups: each has 16
 queries, and all those of a work-group stream past the same blocks of keys and values. What comes
 behind is quantised, so 16 bits would not do: each factor is the sum of two 16-bit floats, of 22
-bits together, and a product three: that of both rests is below what float32 has.
+bits together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,18 +18,12 @@ from tvm.tirx.script.builder import ir as T
 from ...targets import Target
 from ..decisions import choose
 from ..tir import Buffer, Expr, bind, shape, when
-from .attention_fragment_rows import Softmax, Split
-from .attention_heads import LOG2_E, MASKED, Heads
+from .attention_fragment_rows import Split, SplitRows
+from .attention_fragment_tile import AT_ONCE, VALUES, Tile, add_products, mix, pairs_of, put_row
+from .attention_heads import LOG2_E, Heads
 from .attention_rows import PackedRows, is_static, key_blocks
-from .attention_vectors import view
-from .fragments import (
-    DEPTH,
-    EIGHT,
-    ROWS,
-    Lane,
-    RowSums,
-)
-from .kernel import Gpu, barrier, build, ceil_div, launch, loop, registers
+from .fragments import DEPTH, EIGHT, ROWS, Lane, RowSums
+from .kernel import Gpu, barrier, build, ceil_div, launch, loop
 from .ternary_tile import WARP, cores
 from .vectors import held
 
@@ -39,10 +32,6 @@ SHAPES = ((4, 2), (4, 1), (2, 1), (1, 1))
 times keys and values are read, turned and split."""
 WIDEST = 64
 """Elements of a head up to which a subgroup's registers hold more than 16 queries."""
-AT_ONCE = 2
-"""Pairs of right factors in registers."""
-VALUES = 16.0
-"""Factor on values on their way to 16 bits, so that the rest of small ones has bits as well."""
 BLOCKS = (64, 32, 16)
 """Keys of a block, the first that fits into shared memory."""
 
@@ -115,7 +104,7 @@ def fragments(
 
 def _bytes(heads: Heads, keys: int) -> int:
     """Return the shared memory of a block of keys and values."""
-    return 2 * keys * (heads.head_dim // EIGHT * 2 + 1) * 16
+    return 2 * SplitRows.bytes(keys, heads.head_dim // EIGHT)
 
 
 class _Block:
@@ -168,16 +157,21 @@ class _Block:
             when(block <= furthest, partial(self._attend, block, latest))
             barrier()
         for tile in self.tiles:
-            tile.store(out, self.h)
+            tile.store(pairs_of(out), self.h)
 
     def _attend(self, block: Expr, latest: Expr) -> None:
         """Emit the attention to a block of keys; `latest` is where the last document begins."""
         scores = self._scores()
         hidden = T.Or(block + self.layout.keys > self.first + 1, block < latest)
-        when(hidden, lambda: self._mask(scores, block))
+
+        def hide() -> None:
+            for tile, own in zip(self.tiles, scores, strict=True):
+                tile.hide(own, block, tile.sees)
+
+        when(hidden, hide)
         for tile, own in zip(self.tiles, scores, strict=True):
             tile.mixture.scale(*tile.softmax.update(own))
-        self._mix(scores)
+        mix([tile.mixture for tile in self.tiles], scores, self.value.rows)
 
     def _load_queries(self) -> None:
         """Emit the queries' way through the keys' memory into registers, in units of log 2."""
@@ -205,48 +199,11 @@ class _Block:
                 whole = [rows.right(16 * pair, 2 * k) for pair in pairs]
                 rest = [rows.right(16 * pair, 2 * k + self.key.vectors) for pair in pairs]
                 lefts = [[tile.query[part][k] for part in range(2)] for tile in self.tiles]
-                _add_products(scores, pairs, lefts, whole, rest)
+                add_products(scores, pairs, lefts, whole, rest)
         return scores
 
-    def _mask(self, scores: list[RowSums], block: Expr) -> None:
-        """Emit the scores that hide what is not seen."""
-        for tile, sums in zip(self.tiles, scores, strict=True):
-            tile.mask(sums, block)
 
-    def _mix(self, weights: list[RowSums]) -> None:
-        """Emit the sums of the values that the weights weigh."""
-        rows, columns = self.value.rows, self.heads.head_dim // 16
-        mixtures = [tile.mixture for tile in self.tiles]
-        for k in range(self.layout.keys // DEPTH):
-            lefts = []
-            for own in weights:
-                high = own.left(k)
-                lefts.append([high, own.left_rest(k, high)])
-            for first in range(0, columns, AT_ONCE):
-                pairs = range(first, min(first + AT_ONCE, columns))
-                whole = [rows.turned(16 * k, 2 * pair) for pair in pairs]
-                rest = [rows.turned(16 * k, 2 * pair + self.value.vectors) for pair in pairs]
-                _add_products(mixtures, pairs, lefts, whole, rest)
-
-
-def _add_products(
-    sums: list[RowSums],
-    pairs: Sequence[int],
-    lefts: list[list[Expr]],
-    whole: list[Expr],
-    rest: list[Expr],
-) -> None:
-    """Emit the three products of split factors, the small ones first.
-
-    One waits for the other's sums, so that others come between.
-    """
-    for left, rights in ((1, whole), (0, rest), (0, whole)):
-        for own, factors in zip(sums, lefts, strict=True):
-            for pair, right in zip(pairs, rights, strict=True):
-                own.add(pair, factors[left], right)
-
-
-class _Tile:
+class _Tile(Tile):
     """Sixteen queries of a subgroup.
 
     Attributes
@@ -256,17 +213,11 @@ class _Tile:
     """
 
     def __init__(self, packed: PackedRows, b: Expr, first: Expr, own: Expr, place: Lane) -> None:
-        self.packed, self.heads, self.b, self.own = packed, packed.heads, b, bind(own)
-        self.lane = place
-        self.query = [registers([self.heads.head_dim // DEPTH], "int32x4") for _ in range(2)]
+        super().__init__(packed.heads, place)
+        self.packed, self.b, self.own = packed, b, bind(own)
         self.queries = [bind(first + self.own + place.row + 8 * i) for i in range(2)]
         self.seen = [bind(T.min(query, packed.context - 1)) for query in self.queries]
         self.starts = [bind(packed.starts[b, query]) for query in self.seen]
-
-    def begin(self) -> None:
-        """Emit the start of the sums."""
-        self.softmax, self.mixture = Softmax(), RowSums(self.heads.head_dim)
-        self.mixture.clear()
 
     def load(self, staged: Split, first: int) -> None:
         """Emit the reading of the queries, of which shared memory has those from `first` on."""
@@ -276,34 +227,16 @@ class _Tile:
                 left = staged.rows.left(self.own - first, vector)
                 T.buffer_store(self.query[part], left, [k])
 
-    def mask(self, scores: RowSums, block: Expr) -> None:
-        """Emit the scores that hide what is not seen of the keys from `block` on."""
-        for j in range(scores.count):
-            found = []
-            for c, value in enumerate(scores.get(j)):
-                key = bind(block + (j * 8 + c % 2) + self.lane.column)
-                seen = T.And(key <= self.seen[c // 2], key >= self.starts[c // 2])
-                found.append(held(T.if_then_else(seen, value, T.float32(MASKED))))
-            scores.put(j, found)
+    def sees(self, i: int, key: Expr) -> Expr:
+        """Return whether the thread's i-th query sees a key."""
+        return T.And(key <= self.seen[i], key >= self.starts[i])
 
     def store(self, out: Buffer, h: Expr) -> None:
         """Emit the store of the result."""
-        heads, packed = self.heads, self.packed
-        extents = [packed.batch * packed.context, heads.heads * heads.head_dim // 2]
-        pairs, inverse = view(out, extents, "float32x2"), self.softmax.inverse()
-        column = bind((h * heads.head_dim + self.lane.column) // 2)
-
-        def put(i: int, factor: Expr) -> None:
-            row = bind(self.b * packed.context + self.queries[i])
-            for j in range(self.mixture.count):
-                a, b = self.mixture.get(j)[2 * i : 2 * i + 2]
-                T.buffer_store(pairs, pair_of(a * factor, b * factor), [row, column + 4 * j])
-
+        packed, inverse = self.packed, self.softmax.inverse()
+        column = h * self.heads.head_dim + self.lane.column
         for i, query in enumerate(self.queries):
+            row = self.b * packed.context + query
             factor = held(inverse[i] * T.float32(1.0 / VALUES))
-            when(query < packed.context, partial(put, i, factor))
-
-
-def pair_of(low: Expr, high: Expr) -> Expr:
-    """Return two float32 as a vector."""
-    return T.call_pure_extern("float32x2", "(float2)", low, high)
+            put = partial(put_row, out, row, column, self.mixture, i, factor)
+            when(query < packed.context, put)
