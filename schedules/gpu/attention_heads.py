@@ -190,6 +190,11 @@ def rotate(
     """Return vectors ``v`` and ``half + v`` rotated to a position, or `back` from it."""
     place = bind(position)
     cosine, sine = bind(rope[place, v]), bind(rope[place, heads.half + v])
+    return turned(a, b, cosine, sine, back)
+
+
+def turned(a: Expr, b: Expr, cosine: Expr, sine: Expr, back: bool = False) -> tuple[Expr, Expr]:
+    """Return two vectors rotated by an angle, or `back` from it."""
     if back:
         return bind(a * cosine + b * sine), bind(b * cosine - a * sine)
     return bind(a * cosine - b * sine), bind(b * cosine + a * sine)

@@ -1,10 +1,11 @@
 """Attention of new tokens over the cache of keys and values.
 
 There are two launches. In the first, a work-group has a block of tokens and streams the keys and
-values past all of them, if they are of one sequence, as in a prompt. In the second, each token of
-the other blocks is by itself, see :class:`Token`. A work-group without work takes one turn of its
-loops and stores nothing: barriers must not be under a branch, nor in a loop without turns (PoCL
-3.1). A single token that is written has a kernel of its own, `decode_attention.py`.
+values past all of them, if they are of one sequence, as in a prompt; `cached_fragments.py` has that
+of devices whose matrix units' fragments are known. In the second, each token of the other blocks is
+by itself, see :class:`Token`. A work-group without work takes one turn of its loops and stores
+nothing: barriers must not be under a branch, nor in a loop without turns (PoCL 3.1). A single token
+that is written has a kernel of its own, `decode_attention.py`.
 
 The capacity of the cache must be a multiple of 4, so that a vector of keys ends inside it.
 """
@@ -21,12 +22,13 @@ from ..tir import Buffer, Expr, bind, branch, when
 from .attention_heads import Columns, Heads, Operand, RotatedColumns, Rows
 from .attention_softmax import LARGE_BLOCKS, SMALL_BLOCKS, Attention, block_shape
 from .attention_vectors import extract, splat, times, view
+from .cached_fragments import Layout, launch_fragments
+from .cached_members import Members, of_one_sequence
 from .cached_token import Cache, Token
+from .fragments import Lane
 from .kernel import barrier, build, ceil_div, launch, loop, registers
 from .vectors import LANES, held
 
-FEW = 4
-"""Fewer tokens than this of a block are computed one by one."""
 SEVERAL = 64
 """Up to this many tokens blocks are small, and each token has a work-group where they are of
 several sequences; more are a prompt, of which few tokens need one."""
@@ -40,7 +42,7 @@ def cached_attention(
 
     def body(*arguments: Buffer) -> None:
         if heads.shared_bytes:
-            _blocks(heads, arguments)
+            _blocks(heads, target, arguments)
         else:
             _each(heads, arguments)
 
@@ -54,9 +56,10 @@ def _each(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
         Token(heads, cache, thread).attend(t, h)
 
 
-def _blocks(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
+def _blocks(heads: Heads, target: Target, arguments: tuple[Buffer, ...]) -> None:
     """Launch the blocks of tokens of one sequence, then the tokens of other blocks."""
     cache = Cache(heads, arguments)
+    fragments = Layout.choose(cache, target)
 
     def emit(choices: tuple[tuple[int, int], ...], several: bool) -> None:
         queries, keys = block_shape(heads, choices)
@@ -64,19 +67,25 @@ def _blocks(heads: Heads, arguments: tuple[Buffer, ...]) -> None:
         with launch([heads.heads, blocks], [heads.threads]) as (h, block, thread):
             # The last tokens of a prompt see the most keys, so they begin first.
             first = bind((blocks - 1 - block) * queries)
-            wanted = _of_one_sequence(cache, first, queries)
+            wanted = of_one_sequence(cache, first, queries)
             _Block(heads, cache, thread, first, (queries, keys)).attend(h, wanted)
         _others(heads, cache, queries, 1 if several else queries)
 
-    branch(
-        cache.tokens <= SEVERAL,
-        lambda: emit(SMALL_BLOCKS, True),
-        lambda: emit(LARGE_BLOCKS, False),
-    )
+    def prompt() -> None:
+        if fragments is None:
+            emit(LARGE_BLOCKS, False)
+            return
+        launch_fragments(cache, fragments)
+        _others(heads, cache, fragments.queries, fragments.queries, True)
+
+    branch(cache.tokens <= SEVERAL, lambda: emit(SMALL_BLOCKS, True), prompt)
 
 
-def _others(heads: Heads, cache: Cache, queries: int, count: int) -> None:
-    """Launch the tokens of the blocks that are not of one sequence, so many to a work-group."""
+def _others(heads: Heads, cache: Cache, queries: int, count: int, skips: bool = False) -> None:
+    """Launch the tokens of the blocks that are not of one sequence, so many to a work-group.
+
+    On devices with fragments it `skips` the other blocks, of which it knows by a subgroup.
+    """
     with launch([heads.heads, ceil_div(cache.tokens, count)], [heads.threads]) as (
         h,
         group,
@@ -84,26 +93,20 @@ def _others(heads: Heads, cache: Cache, queries: int, count: int) -> None:
     ):
         token, first = Token(heads, cache, thread), bind(group * count)
         block = bind(first // queries * queries)
-        wanted = bind(_of_one_sequence(cache, block, queries) == 0)
+        same = (
+            Members(cache, block, queries, Lane().index).same
+            if skips
+            else of_one_sequence(cache, block, queries)
+        )
+        wanted = bind(same == 0)
         if count == 1:
             token.attend(first, h, wanted)
             return
-        with loop(T.if_then_else(wanted, count, 1)) as i:
+        with loop(T.if_then_else(wanted, count, 0 if skips else 1)) as i:
             place = bind(first + i)
             exists = tirx.all(wanted, place < cache.tokens)
             token.attend(bind(T.min(place, cache.tokens - 1)), h, exists)
             barrier()
-
-
-def _of_one_sequence(cache: Cache, first: Expr, queries: int) -> Expr:
-    """Return 1 where a block's tokens are of one sequence and worth taking together, else 0."""
-    same, own = registers([1], "int32"), bind(cache.sequence[first])
-    T.buffer_store(same, T.cast(first + FEW <= cache.tokens, "int32"), [0])
-    with loop(queries - 1) as row:
-        token = bind(T.min(first + row + 1, cache.tokens - 1))
-        # A product, since a chain of conditions would be as many branches.
-        T.buffer_store(same, same[0] * T.cast(cache.sequence[token] == own, "int32"), [0])
-    return held(same[0])
 
 
 class _CachedKeys(Rows):

@@ -31,6 +31,8 @@ class Cache:
 
     Attributes
     ----------
+    heads : Heads
+        The shape.
     qkv, rope, out : Buffer
         A row for a token or position, vectors along it.
     sequence, position : Buffer
@@ -49,6 +51,7 @@ class Cache:
 
     def __init__(self, heads: Heads, arguments: tuple[Buffer, ...]) -> None:
         qkv, self.sequence, self.position, rope, *cache, out = arguments
+        self.heads = heads
         lanes, dtype = heads.lanes, heads.dtype
         self.stored = Stored.of(heads, cache)
         keys, values, *scales = cache

@@ -40,6 +40,11 @@ class Stored(CacheFormat):
         return cls(form.per_word, form.scaled, heads.lanes)
 
     @property
+    def is_half(self) -> bool:
+        """Whether elements are float16."""
+        return self.per_word == 2
+
+    @property
     def keys_type(self) -> str:
         """The type of a word of four positions' keys."""
         return f"int32x{LANES}" if self.per_word > 1 else vector_type(LANES)

@@ -57,7 +57,12 @@ class Host:
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> None:
         """Run it on the arguments. Memory between launches begins as NaN."""
-        self.numbers: dict[Any, int] = {}
+        self.numbers: dict[Any, int] = {
+            extent: size
+            for parameter, array in zip(self.function.params, arrays, strict=True)
+            for extent, size in zip(parameter.shape, array.shape, strict=True)
+            if isinstance(extent, tirx.Var)
+        }
         self.memory = {
             self._key(parameter.data): array
             for parameter, array in zip(self.function.params, arrays, strict=True)
@@ -93,6 +98,10 @@ class Host:
             for i in range(node.extent.value):
                 self.numbers[node.loop_var] = node.min.value + i
                 self._run(node.body)
+        elif kind == "IfThenElse":
+            taken = node.then_case if self._value(node.condition) else node.else_case
+            if taken is not None:
+                self._run(taken)
         elif kind == "Bind":
             self.numbers[node.var] = self._value(node.value)
         elif kind == "Evaluate" and node.value.attrs is not None:
