@@ -265,6 +265,13 @@ def _adds_and_joins(bb: relax.BlockBuilder, x: relax.Var, y: relax.Var) -> relax
 CASES: dict[str, tuple[Emit, list[list[int]], Callable[..., np.ndarray]]] = {
     "adds": (lambda bb, x, y: relax.op.add(x, y), [[5, 64]] * 2, np.add),
     "odd": (lambda bb, x, y: relax.op.add(x, y), [[5, 33]] * 2, np.add),
+    "adds many": (lambda bb, x, y: relax.op.add(x, y), [[300, 260]] * 2, np.add),
+    "sums of many": (
+        lambda bb, x, y: relax.op.add(bb.emit(relax.op.multiply(x, y)), y),
+        [[3, 100, 260]] * 2,
+        lambda x, y: x * y + y,
+    ),
+    "many and a row": (lambda bb, x, y: relax.op.add(x, y), [[300, 260], [260]], np.add),
     "scalar": (lambda bb, x, y: relax.op.add(x, y), [[]] * 2, np.add),
     "joins": (
         _adds_and_joins,
@@ -298,6 +305,16 @@ def test_other_kernels_keep_their_meaning(target: Target, case: str) -> None:
     assert schedule(kernel, target)[0].endswith("gpu.default")
     (y,) = run(kernel, target, arrays, [expected.shape])
     np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-6)
+
+
+@every_gpu
+def test_any_number_of_rows_is_added(target: Target) -> None:
+    n = tirx.Var("n", "int64")
+    kernel = _fused_kernel(lambda bb, x, y: relax.op.add(x, y), [([n, 260], F32)] * 2)
+    for rows in (1, 7, 50):
+        x, y = _normal(0, rows, 260), _normal(1, rows, 260)
+        (found,) = run(kernel, target, [x, y], [(rows, 260)])
+        np.testing.assert_array_equal(found, x + y)
 
 
 @every_gpu
