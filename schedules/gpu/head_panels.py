@@ -80,10 +80,7 @@ class WeightPanel(InputPanel):
     def unpack(self, index: Expr, found: list[Expr]) -> list[tuple[Expr, Expr, Expr]]:
         """Return the product of both."""
         words, factor = found
-        both = T.broadcast(factor, 2)
-        scaled = [T.reinterpret("float16x2", lane(words, i)) * both for i in range(LANES)]
-        value = four([held(T.reinterpret("int32", pair)) for pair in scaled], "int32")
-        return [(index // self.vectors, index % self.vectors, value)]
+        return [(index // self.vectors, index % self.vectors, scaled(words, factor))]
 
 
 class TablePanel:
@@ -146,6 +143,13 @@ class TablePanel:
             pairs = [p for i in range(2) for p in _pairs(lane(found[0], 2 * v + i))]
             vectors.append((row, place * self.each + v, four(pairs, "int32")))
         return vectors
+
+
+def scaled(words: Expr, factor: Expr) -> Expr:
+    """Return the eight 16-bit floats of a vector times another."""
+    both = T.broadcast(factor, 2)
+    pairs = [T.reinterpret("float16x2", lane(words, i)) * both for i in range(LANES)]
+    return four([held(T.reinterpret("int32", pair)) for pair in pairs], "int32")
 
 
 def vectors_of_load(table: Buffer) -> int:

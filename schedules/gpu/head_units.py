@@ -20,41 +20,37 @@ exponentials over that of all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...targets import MatrixUnit, Target
-from ..decisions import choose
+from ...targets import Target
 from ..tir import Buffer, Expr, bind, branch, shape, splat, static, when
 from .elements import constant
-from .half_block import EIGHT, HalfBlock, RowShare
-from .halves import TOP, Halves
+from .half_block import EIGHT
+from .halves import TOP
 from .head_chunks import LOGITS_BYTES, Chunks
-from .head_panels import InputPanel, TablePanel, WeightPanel, permuted, vectors_of_load
+from .head_gradient import ChunkGradient, PartGradient
+from .head_products import Products, UnitProducts
 from .head_statistics import LOWEST
-from .head_strip import STRIP, Left, Strip
+from .head_strip import STRIP, Left
 from .head_tokens import Order
 from .kernel import Gpu, build, ceil_div, elements, launch, registers, scratch, strided
-from .matrix_tile import TILES, MatrixTile
 from .operand import HALF
 from .reduction import reduction
 from .table import elements as table_elements
 from .ternary_matrix import FEWEST
-from .ternary_tile import WARP, cores
-from .vectors import LANES, four, fours, held, lane
+from .ternary_tile import WARP
+from .vectors import LANES, fours, held
 from .work import launch_works
 
+Layout = Callable[[Buffer, Order], Products]
+"""Returns the products of a table and tokens."""
 THREADS = 128
 """Threads that combine what the strips of a token have left."""
-GROUPS = 2
-"""Work-groups that a core holds."""
-LEAST_STEPS = 8
-"""Steps below which a part of the depth is not worth its sums."""
-SHORT = 64
-"""Tokens up to which tiles are lower."""
 
 
 def units(
@@ -62,38 +58,27 @@ def units(
 ) -> tirx.PrimFunc | None:
     """Lay out `head_loss` and `head_loss_forward`; None without units, or for few tokens."""
     gpu, scaled, (h, table) = Gpu(target), int(parameters["scaled"]), function.params[:2]
-    unit, tokens, columns = gpu.matrix("float16"), static(h.shape[0]), static(h.shape[1])
-    if unit is None or tokens is None or columns is None or tokens < FEWEST:
+    tokens = static(h.shape[0])
+    if tokens is None or static(h.shape[1]) is None or tokens < FEWEST:
         return None
-    if gpu.subgroup != WARP or not gpu.subgroups or unit.depth % EIGHT:
-        return None
-    each = vectors_of_load(table)
-    tile = _tile(gpu, unit, tokens, columns // EIGHT)
-    if columns % (EIGHT * each) or tile is None or tile.step % each:
+    layout = _layout(gpu, table, tokens)
+    if layout is None:
         return None
 
     def body(h: Buffer, table: Buffer, labels: Buffer, *rest: Buffer) -> None:
-        scale = rest[0] if scaled else None
-        _HeadLoss(gpu, unit, tile, h, table, labels, scale, rest[scaled:]).emit()
+        scale, order = rest[0] if scaled else None, Order(gpu, h, labels)
+        _HeadLoss(gpu, layout(table, order), order, table, scale, rest[scaled:]).emit()
 
     return build(function, body)
 
 
-def _tile(gpu: Gpu, unit: MatrixUnit, tokens: int, vectors: int) -> MatrixTile | None:
-    """Return the tile, whose columns are a strip; None where none fits the device."""
-    limits = gpu.target.limits
-    assert limits is not None
-    fitted = [tile.fitted(vectors, EIGHT, unit) for tile in TILES[HALF] if tile.columns == STRIP]
-    tiles = [
-        tile
-        for tile in fitted
-        if tile and tile.memory <= limits.shared_bytes and tile.threads(WARP) <= limits.max_threads
-    ]
-    if not tiles:
+def _layout(gpu: Gpu, table: Buffer, tokens: int) -> Layout | None:
+    """Return how the products are laid out; None where they can't be."""
+    unit = gpu.matrix("float16")
+    if unit is None or gpu.subgroup != WARP or not gpu.subgroups or unit.depth % EIGHT:
         return None
-    usual = min(tiles, key=lambda tile: tile.rows) if tokens <= SHORT else tiles[0]
-    rows = choose("tokens", [tile.rows for tile in tiles], usual.rows)
-    return next(tile for tile in tiles if tile.rows == rows)
+    tile = UnitProducts.fitting(gpu, unit, table, tokens)
+    return None if tile is None else partial(UnitProducts, gpu, unit, tile)
 
 
 def plan(vocabulary: int, tokens: int, gradient: bool) -> Chunks:
@@ -110,80 +95,43 @@ class _HeadLoss:
     def __init__(
         self,
         gpu: Gpu,
-        unit: MatrixUnit,
-        tile: MatrixTile,
-        h: Buffer,
+        products: Products,
+        order: Order,
         table: Buffer,
-        labels: Buffer,
         scale: Buffer | None,
         rest: tuple[Buffer, ...],
     ) -> None:
-        self.gpu, self.unit, self.tile, self.table, self.scale = gpu, unit, tile, table, scale
+        self.gpu, self.products, self.order = gpu, products, order
+        self.table, self.scale = table, scale
         self.factor: Buffer | None = rest[0] if len(rest) == 3 else None
         self.dh: Buffer | None = rest[2] if len(rest) == 3 else None
         self.loss = rest[-2] if len(rest) == 3 else rest[0]
         self.vocabulary, self.columns = shape(table)
-        self.order = Order(gpu, h, labels)
-        self.down = ceil_div(self.order.extent, tile.rows)
-        rows = self.down * tile.rows
-        self.halves = Halves(self.order.extent, rows, self.columns, self._input)
-        self.chunks = plan(self.vocabulary, rows, self.dh is not None)
-        gradient = self.dh is not None
-        self.left = Left.allocate(self.order, self.chunks, self.halves.undo, scale, gradient)
+        rows, gradient = products.rows, self.dh is not None
+        self.chunks = plan(self.vocabulary, rows, gradient)
+        undo = products.halves.undo
+        self.left = Left.allocate(order, self.chunks, undo, scale, gradient)
         if gradient:
-            self.factors = scratch([rows, self.chunks.strips], HALF)
             self.peak = scratch([self.chunks.count, rows])
             self.grow, self.shrink = (scratch([rows]) for _ in range(2))
-
-    def _input(self, row: Expr, vector: Expr) -> Expr:
-        """Return four columns of a token's input, as the table's panel has them."""
-        found = bind(fours(self.order.h)[self.order.order[row], vector])
-        return four(permuted(self.table, [lane(found, i) for i in range(LANES)]))
+        products.use(self.left)
 
     def emit(self) -> None:
         """Emit the kernel."""
         self.order.emit()
-        launch_works([self.halves])
-        across = ceil_div(self.columns, self.tile.columns)
-        wanted = GROUPS * cores(self.gpu) // (self.down * across)
-        steps = self.chunks.size // (EIGHT * self.tile.step)
-        usual = max(1, min(wanted, steps // LEAST_STEPS))
-        cuts = dict.fromkeys([*(n for n in (1, 2, 4, 8) if n <= steps), usual])
-        self.splits = choose("parts", tuple(cuts), usual)
-        parts = None
-        if self.dh is not None and self.splits > 1:
-            parts = scratch([self.splits, *shape(self.dh)])
+        launch_works([self.products.halves])
+        self.parts: Buffer | None = None
+        if self.dh is not None and self.products.parts > 1:
+            self.parts = scratch([self.products.parts, *shape(self.dh)])
 
         def chunk(first: Expr, index: Expr) -> None:
-            self._logits(first, index)
+            self.products.logits(first, index)
             if self.dh is not None:
                 self._level(index)
-                self._gradient(first, index, parts)
+                self._gradient(first, index)
 
         self.chunks.each(chunk)
         self._finish()
-
-    def _logits(self, first: Expr, index: Expr) -> None:
-        """Emit the logits of a chunk, and what is left of each strip."""
-        tile, strips = self.tile, self.chunks.strips
-        steps = self.columns // (EIGHT * tile.step)
-        threads = tile.threads(self.gpu.subgroup)
-        with launch([self.down, strips], [threads]) as (down, strip, thread):
-            row, begin = bind(down * tile.rows), bind(first + strip * STRIP)
-            block = HalfBlock(
-                self.gpu,
-                self.unit,
-                tile,
-                InputPanel(tile, self.halves.words, row),
-                TablePanel(tile, self.table, self.chunks, begin, 0, along_depth=True),
-            )
-            finish = partial(Strip, self.left, row, begin, bind(index * strips + strip), strip)
-            block.emit(thread, 0, self._turns(row, steps), lambda share: finish(share).emit())
-
-    def _turns(self, row: Expr, steps: Expr) -> Expr:
-        """Return the steps of a work-group: one where none of its tokens carries loss."""
-        one = tirx.const(1, "int32")
-        return bind(tirx.Select(row < self.order.count[0], steps * one, one))
 
     def _level(self, index: Expr) -> None:
         """Emit the factors on a chunk's strips, on the chunk, and on what was before."""
@@ -204,12 +152,11 @@ class _HeadLoss:
             maxima.put([mine[0], mine[1]])
             top, reach = (held(maxima.get(i)) for i in range(2))
 
-            def weigh(s: Expr) -> None:
+            def factor(s: Expr) -> Expr:
                 share = reaches[first + s] / reach * T.float32(2.0**TOP)
-                value = T.exp(self.left.top[t, first + s] - top) * share
-                T.buffer_store(self.factors, T.Cast(HALF, value), [t, s])
+                return T.Cast(HALF, T.exp(self.left.top[t, first + s] - top) * share)
 
-            strided(strips, THREADS, thread, weigh)
+            self.products.level(t, THREADS, thread, factor)
 
             def between() -> None:
                 before = T.float32(LOWEST)
@@ -225,59 +172,27 @@ class _HeadLoss:
 
             when(thread == 0, between)
 
-    def _gradient(self, first: Expr, index: Expr, parts: Buffer | None) -> None:
-        """Emit the product of a chunk's weights and its rows of the table."""
-        tile, order = self.tile, self.order
-        steps = self.chunks.size // (EIGHT * tile.step)
-        each = ceil_div(steps, self.splits)
-        grid = [self.down, ceil_div(self.columns, tile.columns), ceil_div(steps, each)]
-        with launch(grid, [tile.threads(self.gpu.subgroup)]) as (down, across, split, thread):
-            row, column = bind(down * tile.rows), bind(across * tile.columns)
-            begin = bind(split * each)
-            count = each if steps % each == 0 else tirx.min(steps - begin, each)
-            block = HalfBlock(
-                self.gpu,
-                self.unit,
-                tile,
-                WeightPanel(tile, self.left.weights, row, self.factors, STRIP),
-                TablePanel(tile, self.table, self.chunks, first, column, along_depth=False),
-            )
-
-            def finish(share: RowShare) -> None:
-                for i, below in enumerate(share.rows):
-                    values = four(permuted(self.table, share.sums(i)))
-                    t, vector = bind(row + below), bind(column // LANES + share.vector(0))
-                    exists = tirx.all(t < order.count[0], vector < self.columns // LANES)
-                    put = partial(self._add, index, t, vector)
-                    if parts is not None:
-                        put = partial(self._keep, parts, split, t, vector)
-                    when(exists, partial(put, values))
-
-            block.emit(thread, begin, self._turns(row, count), finish)
-        if parts is None:
+    def _gradient(self, first: Expr, index: Expr) -> None:
+        """Emit a chunk's part of the gradient."""
+        order, products, vectors = self.order, self.products, self.columns // LANES
+        only = self.chunks.count == 1
+        chunk = ChunkGradient(self.dh, order.order, self.grow, self.shrink, None if only else index)
+        if self.parts is None:
+            products.gradient(first, chunk)
             return
-        vectors = self.columns // LANES
+        parts = PartGradient(self.parts)
+        products.gradient(first, parts)
 
         def total(place: Expr) -> None:
             t, vector = bind(place // vectors), bind(place % vectors)
-            sums = fours(parts)[0, t, vector]
-            for split in range(1, ceil_div(steps, each)):
-                sums = sums + fours(parts)[split, t, vector]
-            when(t < order.count[0], lambda: self._add(index, t, vector, bind(sums)))
+
+            def add() -> None:
+                sums = parts.all(products.parts, t, vector)
+                chunk.put(0, t, vector, chunk.total(t, vector, sums))
+
+            when(t < order.count[0], add)
 
         elements(order.extent * vectors, THREADS, total)
-
-    def _keep(self, parts: Buffer, split: Expr, t: Expr, vector: Expr, value: Expr) -> None:
-        T.buffer_store(fours(parts), value, [split, t, vector])
-
-    def _add(self, index: Expr, t: Expr, vector: Expr, value: Expr) -> None:
-        """Emit the addition of a chunk's part of the gradient."""
-        dh, source = fours(self.dh), bind(self.order.order[t])
-        total = value * splat(bind(self.grow[t]), LANES)
-        if self.chunks.count > 1:
-            before = dh[source, vector] * splat(bind(self.shrink[t]), LANES)
-            total = T.if_then_else(index == 0, total, total + before)
-        T.buffer_store(dh, total, [source, vector])
 
     def _finish(self) -> None:
         """Emit the loss of each token, and its gradient."""
