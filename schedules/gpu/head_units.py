@@ -38,6 +38,7 @@ from .head_products import Products, UnitProducts
 from .head_statistics import LOWEST
 from .head_strip import STRIP, Left
 from .head_tokens import Order
+from .head_warpgroups import WarpgroupProducts
 from .kernel import Gpu, build, ceil_div, elements, launch, registers, scratch, strided
 from .operand import HALF
 from .reduction import reduction
@@ -61,7 +62,7 @@ def units(
     tokens = static(h.shape[0])
     if tokens is None or static(h.shape[1]) is None or tokens < FEWEST:
         return None
-    layout = _layout(gpu, table, tokens)
+    layout = _layout(gpu, table, tokens, scaled)
     if layout is None:
         return None
 
@@ -72,8 +73,10 @@ def units(
     return build(function, body)
 
 
-def _layout(gpu: Gpu, table: Buffer, tokens: int) -> Layout | None:
+def _layout(gpu: Gpu, table: Buffer, tokens: int, scaled: int) -> Layout | None:
     """Return how the products are laid out; None where they can't be."""
+    if scaled and WarpgroupProducts.fit(gpu, table):
+        return partial(WarpgroupProducts, gpu)
     unit = gpu.matrix("float16")
     if unit is None or gpu.subgroup != WARP or not gpu.subgroups or unit.depth % EIGHT:
         return None

@@ -121,6 +121,14 @@ class WarpgroupBlock:
         wait(0)
         finish(self._share() if self.tile.teams == 1 else self._half())
 
+    def words(self, dtype: str) -> Buffer:
+        """Return shared memory as elements of 32 bits, the first of its own at ``4 base``.
+
+        It is free when all threads have their sums.
+        """
+        count, data, scope = int(self.memory.shape[0]), self.memory.data, self.memory.scope()
+        return T.decl_buffer([count * LANES], dtype, data=data, scope=scope)
+
     def _open(self) -> None:
         """Emit the making of the barriers, one for each stage."""
         when(
@@ -183,12 +191,7 @@ class WarpgroupBlock:
         """Emit the exchange of sums between two warpgroups; each gets those of half the tokens."""
         half = self.tile.rows // 16
         low, high = (self._places(range(half * i, half * (i + 1))) for i in range(2))
-        first = T.decl_buffer(
-            [int(self.memory.shape[0]) * LANES],
-            self.dtype,
-            data=self.memory.data,
-            scope=self.memory.scope(),
-        )
+        first = self.words(self.dtype)
         base = bind(self.base * LANES + self.thread)
         barrier()
         own = registers([PRODUCTS * self.tile.rows // 4], self.dtype)

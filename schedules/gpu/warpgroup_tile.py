@@ -59,7 +59,12 @@ class WarpgroupTile:
 
 
 def choose(
-    tokens: Expr, outputs: int, depth: int, several: bool = False, name: str = "tile"
+    tokens: Expr,
+    outputs: int,
+    depth: int,
+    several: bool = False,
+    name: str = "tile",
+    most_teams: int = max(TEAMS),
 ) -> WarpgroupTile | None:
     """Return the tile that is quickest as estimated, or as recorded; None where none fits.
 
@@ -75,6 +80,8 @@ def choose(
         Whether the depth may be cut.
     name : str
         Of the decision.
+    most_teams : int
+        The largest number of warpgroups.
     """
     count = static(tokens)
     if depth % LINE or count is None:
@@ -98,5 +105,6 @@ def choose(
     ahead = decide(f"ahead, {name}", AHEAD, 6 if alone else 2)
     # A cut depth has work-groups enough; adding up two warpgroups' sums would only cost.
     few = alone and not several and rows == min(TOGETHER)
-    teams = decide(f"teams, {name}", TEAMS, 2 if few else 1)
+    valid = [teams for teams in TEAMS if teams <= most_teams]
+    teams = decide(f"teams, {name}", valid, valid[-1] if few else 1)
     return WarpgroupTile(rows, part, ahead, teams)

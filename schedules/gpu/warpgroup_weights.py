@@ -46,7 +46,8 @@ class Weights(Protocol):
     def unpack(self, memory: Buffer, place: Expr, group: int) -> list[list[list[Expr]]]:
         """Return the four registers of each of a group's products, by depth, then by output.
 
-        `memory` holds the step's vectors from `place` on.
+        `memory` holds the step's vectors from `place` on. A team that has several groups of a step
+        asks for them in their order.
         """
 
 
