@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tvm.tirx.script.builder import ir as T
 
-from ..tir import Buffer, Expr, bind, splat
+from ..tir import Buffer, Expr, bind, branch, splat
 from .vectors import LANES, fours
 
 
 class Gradient(Protocol):
     """It, for tokens that carry loss."""
 
+    def sides(self, emit: Callable[[Gradient], None]) -> None:
+        """Emit ``emit(gradient)``, on both sides of a branch where that depends on the chunk."""
+
     def total(self, token: Expr, vector: Expr, sums: Expr) -> Expr:
-        """Return what to store; what is read for it may be read ahead of other tokens' stores."""
+        """Return what to store."""
 
     def put(self, part: Expr, token: Expr, vector: Expr, total: Expr) -> None:
         """Emit the store of what a part of the depth gives."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ChunkGradient:
     """The addition of a chunk's part of the gradient to those before.
 
@@ -34,7 +38,7 @@ class ChunkGradient:
     grow, shrink : Buffer
         ``(T',)`` float32, the factors on the chunk's part and on what was before.
     index : PrimExpr or None
-        The chunk; None where there is only one.
+        The chunk; None for the first, before which nothing was.
     """
 
     dh: Buffer
@@ -43,14 +47,21 @@ class ChunkGradient:
     shrink: Buffer
     index: Expr | None
 
+    def sides(self, emit: Callable[[Gradient], None]) -> None:
+        """Emit the first chunk's side, and the others'."""
+        if self.index is None:
+            emit(self)
+            return
+        first = replace(self, index=None)
+        branch(self.index == 0, lambda: emit(first), lambda: emit(self))
+
     def total(self, token: Expr, vector: Expr, sums: Expr) -> Expr:
         """Return the sum so far."""
         total = sums * splat(bind(self.grow[token]), LANES)
         if self.index is None:
             return total
         before = fours(self.dh)[bind(self.order[token]), vector]
-        before = before * splat(bind(self.shrink[token]), LANES)
-        return T.if_then_else(self.index == 0, total, total + before)
+        return total + before * splat(bind(self.shrink[token]), LANES)
 
     def put(self, part: Expr, token: Expr, vector: Expr, total: Expr) -> None:
         """Emit its store."""
@@ -68,6 +79,10 @@ class PartGradient:
 
     def __init__(self, parts: Buffer) -> None:
         self.parts = fours(parts)
+
+    def sides(self, emit: Callable[[Gradient], None]) -> None:
+        """Emit the only side."""
+        emit(self)
 
     def total(self, token: Expr, vector: Expr, sums: Expr) -> Expr:
         """Return the sums as they are."""

@@ -190,6 +190,8 @@ class UnitProducts:
                     when(exists, partial(put, t, vector, values))
 
             def put(t: Expr, vector: Expr, values: Expr) -> None:
-                gradient.put(part, t, vector, gradient.total(t, vector, values))
+                gradient.sides(
+                    lambda side: side.put(part, t, vector, side.total(t, vector, values))
+                )
 
             block.emit(thread, begin, self._turns(row, count), finish)

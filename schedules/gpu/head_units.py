@@ -191,7 +191,7 @@ class _HeadLoss:
 
             def add() -> None:
                 sums = parts.all(products.parts, t, vector)
-                chunk.put(0, t, vector, chunk.total(t, vector, sums))
+                chunk.sides(lambda side: side.put(0, t, vector, side.total(t, vector, sums)))
 
             when(t < order.count[0], add)
 

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, shape
 from .head_chunks import Chunks
-from .head_panels import BYTES, SIGN, ZERO
+from .head_panels import SIGN, ZERO
 from .vectors import LANES, held, lane
 from .warpgroup import LINE, THREADS, bytes_of
 from .warpgroup_tile import COLUMNS, PRODUCTS
@@ -24,10 +24,12 @@ DEPTH = LINE // 2
 """16-bit floats of a step."""
 ACROSS = COLUMNS // WIDE
 """Vectors of a row's columns of a work-group."""
-MAGIC, SIGNED_MAGIC = 0x64646464, 0x64806480
-"""The high byte of the half 1024, four times; and of two halves, beside the signs to change."""
+MAGIC = 0x64646464
+"""The high byte of the half 1024, four times."""
 BOTH = (0x4140, 0x4342)
 """What selects two bytes of a word, each below such a high byte."""
+INTERLEAVED = (0x5140, 0x7362)
+"""What selects two outputs of a word of each of two rows, both rows' bytes side by side."""
 
 
 class TableRows:
@@ -128,18 +130,14 @@ class TableColumns:
         for chunk in range(CHUNKS):
             first = own + (CHUNKS * group + chunk) * 16 * pitch
             rows = [bind(words[first + row * pitch]) for row in (0, 1, 8, 9)]
-            found.append([self._product(rows, i) for i in range(PRODUCTS)])
+            found.append([self._product(rows, selector) for selector in INTERLEAVED])
         return found
 
     @staticmethod
-    def _product(rows: list[Expr], i: int) -> list[Expr]:
-        """Return the registers of the outputs ``2 i`` and ``2 i + 1`` of four rows."""
-        return [
-            # Byte `output` of either row, into the low bytes of the halves.
-            _halves(bytes_of(rows[early], rows[early + 1], output | (LANES + output) << 8))
-            for early in (0, 2)
-            for output in (2 * i, 2 * i + 1)
-        ]
+    def _product(rows: list[Expr], selector: int) -> list[Expr]:
+        """Return the registers of two outputs of four rows."""
+        both = [bytes_of(rows[early], rows[early + 1], selector) for early in (0, 2)]
+        return [half for word in both for half in _both(word)]
 
 
 def _wide(table: Buffer) -> Buffer:
@@ -151,15 +149,9 @@ def _wide(table: Buffer) -> Buffer:
 def _both(word: Expr) -> list[Expr]:
     """Return the first two and the last two bytes of a word as 16-bit floats."""
     word, magic = bind(word ^ tirx.const(SIGN, "int32")), tirx.const(MAGIC, "int32")
-    return [_exact(bytes_of(word, magic, selector)) for selector in BOTH]
-
-
-def _halves(word: Expr) -> Expr:
-    """Return two bytes, at the low bytes of two halves, as 16-bit floats."""
-    return _exact((word & BYTES) ^ SIGNED_MAGIC)
-
-
-def _exact(bits: Expr) -> Expr:
-    """Return two halves, in a word, without what they are too large by."""
-    difference = T.reinterpret("float16x2", bits) - T.broadcast(T.float16(ZERO), 2)
-    return held(T.reinterpret("int32", difference))
+    found = []
+    for selector in BOTH:
+        pair = T.reinterpret("float16x2", bytes_of(word, magic, selector))
+        exact = pair - T.broadcast(T.float16(ZERO), 2)
+        found.append(held(T.reinterpret("int32", exact)))
+    return found

@@ -27,10 +27,12 @@ from .share import Share
 from .vectors import LANES, four, fours, held, lane
 from .warpgroup import line_place
 from .warpgroup_block import WarpgroupBlock
-from .warpgroup_tile import COLUMNS, TOGETHER, WarpgroupTile
+from .warpgroup_tile import COLUMNS, TOKEN_CYCLES, WarpgroupTile
 
-TOKENS = max(TOGETHER)
+TOKENS = max(TOKEN_CYCLES)
 """Tokens of the largest tile."""
+TOGETHER = 16
+"""Tokens of a thread whose sums are added to what was before at once: registers for that many."""
 assert COLUMNS == STRIP
 
 
@@ -138,16 +140,23 @@ class WarpgroupProducts:
             when(row < self.order.count[0], emit)
 
     def _finish(self, gradient: Gradient, column: Expr, part: Expr, share: Share) -> None:
-        """Emit the totals, with all that they read, and then their stores."""
+        """Emit what becomes of the sums, some tokens at a time: what they read comes before what
+        they store, so that reads run side by side."""
         vectors, count = self.columns // LANES, bind(self.order.count[0])
         vector, inside = bind(column // LANES + share.vector), True
         place = vector
         if self.columns % COLUMNS:
             inside, place = vector < vectors, bind(tirx.min(vector, vectors - 1))
-        out = registers([len(share.rows)], f"float32x{LANES}")
-        for i, (t, sums) in enumerate(zip(share.rows, share.sums(), strict=True)):
-            token = bind(tirx.min(t, count - 1))
-            T.buffer_store(out, gradient.total(token, place, four(sums)), [i])
-        for i, t in enumerate(share.rows):
-            put = partial(gradient.put, part, t, vector, out[i])
-            when(tirx.all(t < count, inside), put)
+
+        def emit(side: Gradient) -> None:
+            out = registers([len(share.rows)], f"float32x{LANES}")
+            every = list(enumerate(zip(share.rows, share.sums(), strict=True)))
+            for several in (every[i : i + TOGETHER] for i in range(0, len(every), TOGETHER)):
+                for i, (t, sums) in several:
+                    token = bind(tirx.min(t, count - 1))
+                    T.buffer_store(out, side.total(token, place, four(sums)), [i])
+                for i, (t, _) in several:
+                    put = partial(side.put, part, t, vector, out[i])
+                    when(tirx.all(t < count, inside), put)
+
+        gradient.sides(emit)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bitfabric.schedules import schedule
+from bitfabric.schedules.decisions import Value, deciding
 from bitfabric.schedules.gpu import attention_fragments, head_units
-from bitfabric.targets import get_target
+from bitfabric.targets import Target, get_target
 from bitfabric.targets.vulkan import NVIDIA
 from tvm import tirx
 
@@ -16,6 +17,8 @@ from .test_cpu_head import _arrays, _loss
 from .test_gpu_attention import _backward, _Case, _forward
 
 CUDA = get_target("cuda-sm90")
+AMPERE = get_target("cuda-sm80")
+"""Without warpgroups' products, which the head would take."""
 # Heads, key heads, head width, rows, tokens of a row, as in test_gpu_attention.
 SIZES = [
     (4, 2, 32, 2, 33),
@@ -30,12 +33,17 @@ def _run(
     rule: str,
     inputs: list[np.ndarray],
     outputs: list[tuple[int, ...]],
+    target: Target = CUDA,
+    answers: dict[str, Value] | None = None,
 ) -> list[np.ndarray]:
-    """Return the outputs of a kernel that a rule has laid out; they begin as NaN."""
-    name, scheduled = schedule(function, CUDA)
+    """Return the outputs of a kernel that a rule has laid out, by answers to what it asks; they
+    begin as NaN."""
+    with deciding(answers or {}) as asked:
+        name, scheduled = schedule(function, target)
     assert name.endswith(rule)
+    assert asked.values.items() >= (answers or {}).items()
     found = [np.full(shape, np.nan, "float32") for shape in outputs]
-    Emulation(scheduled, CUDA)(*inputs, *found)
+    Emulation(scheduled, target)(*inputs, *found)
     return found
 
 
@@ -104,16 +112,27 @@ def test_small_gradients_keep_their_bits() -> None:
     assert (np.abs(actual - expected)[:, queries] <= bound).all()
 
 
-def _check_head(arrays: list[np.ndarray], weight: np.ndarray, dtype: str, bound: float) -> None:
+def check_head(
+    arrays: list[np.ndarray],
+    weight: np.ndarray,
+    dtype: str,
+    bound: float,
+    target: Target = AMPERE,
+    logits: dict[str, Value] | None = None,
+    gradient: dict[str, Value] | None = None,
+) -> None:
+    """Compare loss and gradient with numpy, by answers for either product, and the loss alone."""
     h, labels = arrays[:2]
+    logits, gradient = logits or {}, gradient or {}
     function, ordered = _loss(arrays, dtype == "int8", gradient=True)
-    loss, dh = _run(function, "head_units", ordered, [(len(h),), h.shape])
-    expected, gradient = cross_entropy(h, weight, labels, 0.37)
+    rest = target, {**logits, **gradient}
+    loss, dh = _run(function, "head_units", ordered, [(len(h),), h.shape], *rest)
+    expected, reference = cross_entropy(h, weight, labels, 0.37)
     # Inputs have 11 bits: a logit is off by that much of its own size.
     np.testing.assert_allclose(loss, expected, rtol=0, atol=bound)
-    assert np.linalg.norm(dh - gradient) <= bound * np.linalg.norm(gradient)
+    assert np.linalg.norm(dh - reference) <= bound * np.linalg.norm(reference)
     function, ordered = _loss(arrays, dtype == "int8", gradient=False)
-    (alone,) = _run(function, "head_units", ordered, [(len(h),)])
+    (alone,) = _run(function, "head_units", ordered, [(len(h),)], target, logits)
     np.testing.assert_array_equal(alone, loss)
 
 
@@ -124,13 +143,13 @@ def _check_head(arrays: list[np.ndarray], weight: np.ndarray, dtype: str, bound:
 )
 @pytest.mark.slow
 def test_loss_and_gradient(dtype: str, size: tuple[int, int, int, float]) -> None:
-    _check_head(*_arrays(dtype, *size), dtype, 1e-3)
+    check_head(*_arrays(dtype, *size), dtype, 1e-3)
 
 
 @needs_emulation
 def test_chunks_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_units, "LOGITS_BYTES", 2 * 128 * 256)
-    _check_head(*_arrays("int8", 70, 64, 600, 0.9), "int8", 1e-3)
+    check_head(*_arrays("int8", 70, 64, 600, 0.9), "int8", 1e-3)
 
 
 @needs_emulation
@@ -138,7 +157,7 @@ def test_sure_tokens_keep_their_gradients() -> None:
     """All probabilities near one: what is left of them has bits of its own."""
     arrays, weight = _arrays("int8", 70, 64, 301, 1.0, gain=10.0)
     arrays[1] = (arrays[0] @ weight.T).argmax(1).astype("int32")
-    _check_head(arrays, weight, "int8", 1e-2)
+    check_head(arrays, weight, "int8", 1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16"])

@@ -1,4 +1,4 @@
-"""Ternary products on Hopper's warpgroups agree with exact integers and float64, emulated."""
+"""Products on Hopper's warpgroups agree with exact integers and float64, emulated."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from bitfabric.schedules import schedule
 from bitfabric.schedules.decisions import deciding
+from bitfabric.schedules.gpu import head_units
 from bitfabric.targets import get_target
 from tvm import tirx
 
 from ..compiler.cuda_emulation import Emulation, missing_compiler
 from .linear_reference import LinearCase
 from .test_cpu_bitlinear import _backward, _close, _forward, _group
+from .test_cpu_head import _arrays
+from .test_cuda_units import check_head
 
 HOPPER = get_target("cuda-sm90")
 # Tokens of a work-group and parts of the depth; steps ahead; warpgroups.
@@ -51,6 +54,39 @@ def test_adjoint_has_the_bits_of_its_halves(plan: tuple) -> None:
     found = _run(_backward(case), plan, "tile", inputs, shapes)
     for actual, reference, bound in zip(found, expected, (5e-4, 2e-6, 2e-6), strict=True):
         _close(actual, reference, bound)
+
+
+# Tokens, columns, rows of the table and how many tokens carry loss; tiles of either product.
+HEADS = [
+    ((70, 64, 333, 0.6), (64, 1), (64, 2)),
+    ((130, 192, 600, 0.8), (128, 1), (128, 1)),
+    ((200, 64, 256, 0.2), (64, 1), (128, 4)),
+    ((64, 128, 200, 0.0), (128, 1), (64, 1)),
+]
+
+
+@needs_emulation
+@pytest.mark.parametrize(("size", "logits", "gradient"), HEADS, ids=str)
+def test_head(
+    size: tuple[int, int, int, float], logits: tuple[int, int], gradient: tuple[int, int]
+) -> None:
+    answers = {"logits": logits, "ahead, logits": 2}, {"gradient": gradient, "ahead, gradient": 4}
+    check_head(*_arrays("int8", *size), "int8", 1e-3, HOPPER, *answers)
+
+
+@needs_emulation
+def test_head_by_chunks_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_units, "LOGITS_BYTES", 2 * 128 * 256)
+    answers = {"logits": (64, 1)}, {"gradient": (64, 1)}
+    check_head(*_arrays("int8", 70, 64, 600, 0.9), "int8", 1e-3, HOPPER, *answers)
+
+
+@needs_emulation
+def test_sure_tokens_keep_their_gradients() -> None:
+    """All probabilities near one: what is left of them has bits of its own."""
+    arrays, weight = _arrays("int8", 70, 64, 301, 1.0, gain=10.0)
+    arrays[1] = (arrays[0] @ weight.T).argmax(1).astype("int32")
+    check_head(arrays, weight, "int8", 1e-2, HOPPER, {"logits": (64, 1)})
 
 
 @needs_emulation
