@@ -16,6 +16,7 @@ import tvm
 from tvm.backend.cuda.codegen.registry import register_codegen
 from tvm.backend.cuda.op import cuda_func_call
 
+from .copies import copy_function
 from .warpgroup import INLINE, warpgroup_function
 
 _BUTTERFLY = """\
@@ -229,7 +230,7 @@ def _call(name: tvm.tirx.StringImm, *arguments: Any) -> Call:
     if name.value in FUNCTIONS:
         known, text = FUNCTIONS[name.value]
         return cuda_func_call(known, *arguments, source_code=text)
-    product = warpgroup_function(name.value)
+    product = warpgroup_function(name.value) or copy_function(name.value)
     if product is not None:
         return cuda_func_call(name.value, *arguments, source_code=product)
     lanes = {tvm.DataType(str(argument.ty.dtype)).lanes for argument in arguments}

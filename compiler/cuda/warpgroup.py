@@ -35,17 +35,6 @@ _SIMPLE = {
                   "r"({_ADDRESS.format("barrier")}) : "memory");
 }}
 """,
-    "copy_vector": f"""\
-{INLINE} void {PREFIX}copy_vector(void* place, const void* source) {{
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-               :: "r"({_ADDRESS.format("place")}), "l"(source) : "memory");
-}}
-""",
-    "close_copies": f"""\
-{INLINE} void {PREFIX}close_copies() {{
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}}
-""",
     "await": f"""\
 {INLINE} void {PREFIX}await(void* p, int parity) {{
   int ended;
@@ -72,8 +61,7 @@ _SIMPLE = {
 }}
 """,
 }
-_WAITS = {"wait": "wgmma.wait_group.sync.aligned", "wait_copies": "cp.async.wait_group"}
-_WAIT = re.compile(rf"{PREFIX}({'|'.join(_WAITS)})_(\d+)")
+_WAIT = re.compile(rf"{PREFIX}wait_(\d+)")
 _PRODUCT = re.compile(rf"{PREFIX}multiply_(s8|f16)_(\d+)")
 
 
@@ -82,7 +70,7 @@ def warpgroup_function(name: str) -> str | None:
     if product := _PRODUCT.fullmatch(name):
         return _multiply(product[1], int(product[2]))
     if waiting := _WAIT.fullmatch(name):
-        instruction = f"{_WAITS[waiting[1]]} {waiting[2]};"
+        instruction = f"wgmma.wait_group.sync.aligned {waiting[1]};"
         return f'{INLINE} void {name}() {{\n  asm volatile("{instruction}" ::: "memory");\n}}\n'
     return _SIMPLE.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from tvm.tirx.script.builder import ir as T
@@ -11,9 +12,10 @@ from .attention_adjoint import Adjoint
 from .attention_fragment_tile import pair_of, pairs_of, put_row
 from .attention_heads import Heads
 from .attention_vectors import view
+from .copies import close_copies, wait_copies
 from .fragments import DEPTH, EIGHT, ROWS, HalfRows, Lane, RowSums
 from .halves import Halves
-from .kernel import Gpu, barrier, ceil_div, registers, scratch
+from .kernel import Gpu, barrier, ceil_div, loop, registers, scratch
 from .ternary_tile import cores
 from .vectors import fours, held, lane
 
@@ -33,7 +35,7 @@ def streamed(heads: Heads) -> int:
 def fits(heads: Heads) -> bool:
     """Tell whether shared memory holds two blocks, and what is known of their rows."""
     rows = streamed(heads)
-    size = 2 * max(rows, SUBGROUPS[0] * ROWS) * (heads.head_dim // EIGHT + 1) * 16
+    size = 2 * max(2 * rows, SUBGROUPS[0] * ROWS) * (heads.head_dim // EIGHT + 1) * 16
     return size + 32 * rows + 1024 <= heads.shared_bytes
 
 
@@ -95,23 +97,20 @@ class _Rows:
         self.vectors = heads.head_dim // EIGHT
         self.rows = HalfRows(place, memory, self.vectors)
 
-    def fetch(self, count: int, matrix: Buffer, row: Expr, last: Expr, head: Expr) -> list:
-        """Emit the loads of rows from `row` on, of which those past `last` repeat it."""
-        items, loaded = count * self.vectors, []
+    def ask(
+        self, count: int, matrix: Buffer, row: Expr, last: Expr, head: Expr, place: Expr = 0
+    ) -> None:
+        """Ask for the rows of a head from `row` on, of which those past `last` repeat it.
+
+        They go to the rows from `place` on.
+        """
+        items = count * self.vectors
         for step in range(ceil_div(items, self.threads)):
             item = bind(self.thread + step * self.threads)
             own, vector = bind(item // self.vectors), bind(item % self.vectors)
-            token = bind(T.min(row + own, last))
-            value = held(matrix[token, head * self.vectors + vector])
-            loaded.append((item, own, vector, value))
-        return loaded
-
-    def put(self, count: int, loaded: list) -> None:
-        """Emit the stores of what was loaded."""
-        items = count * self.vectors
-        for step, (item, own, vector, value) in enumerate(loaded):
-            put = partial(self.rows.put, own, vector, value)
-            put() if (step + 1) * self.threads <= items else when(item < items, put)
+            index = T.min(row + own, last), head * self.vectors + vector
+            ask = partial(self.rows.ask, place + own, vector, matrix, *index)
+            ask() if (step + 1) * self.threads <= items else when(item < items, ask)
 
     def left(self, row: Expr) -> Buffer:
         """Emit the reading of 16 rows as left factors, and return them."""
@@ -121,22 +120,24 @@ class _Rows:
         return factors
 
 
-def products(left: Buffer, rows: HalfRows, columns: int, depth: int) -> RowSums:
-    """Emit the products of 16 rows with a block of rows in shared memory."""
+def products(left: Buffer, rows: HalfRows, begin: Expr, columns: int, depth: int) -> RowSums:
+    """Emit the products of 16 rows with the rows from `begin` on in shared memory."""
     sums = RowSums(columns)
     sums.clear()
     for k in range(depth // DEPTH):
         for pair in range(columns // 16):
-            sums.add(pair, left[k], rows.right(16 * pair, 2 * k))
+            sums.add(pair, left[k], rows.right(begin + 16 * pair, 2 * k))
     return sums
 
 
-def mix(sums: RowSums, weights: RowSums, rows: HalfRows, columns: int, depth: int) -> None:
-    """Emit the addition of the sums of rows in shared memory that weights weigh."""
+def mix(
+    sums: RowSums, weights: RowSums, rows: HalfRows, begin: Expr, columns: int, depth: int
+) -> None:
+    """Emit the addition of the sums of the rows from `begin` on that weights weigh."""
     for k in range(depth // DEPTH):
         left = weights.left(k)
         for pair in range(columns // 16):
-            sums.add(pair, left, rows.turned(16 * k, 2 * pair))
+            sums.add(pair, left, rows.turned(begin + 16 * k, 2 * pair))
 
 
 class Block:
@@ -147,7 +148,8 @@ class Block:
         self.thread, (self.b, self.h, self.first) = thread, place
         self.lane, self.count = Lane(), subgroups * ROWS
         self.threads, self.streamed = subgroups * 32, streamed(stored.heads)
-        memory = max(self.count, self.streamed)
+        # Two blocks of rows that stream past, of which one is on its way.
+        memory = max(self.count, 2 * self.streamed)
         self.one, self.other = (
             _Rows(self.heads, self.lane, thread, self.threads, self.streamed, memory)
             for _ in range(2)
@@ -158,19 +160,43 @@ class Block:
         self.own = bind(self.lane.subgroup * ROWS)
         self.tokens = [bind(self.first + self.own + self.lane.row + 8 * i) for i in range(2)]
 
-    def stage(self, count: int, first: Expr, *sources: tuple[Buffer, Expr]) -> None:
-        """Emit the copy of two blocks of rows: pairs of a matrix and a head."""
+    def ask(self, count: int, first: Expr, place: Expr, *sources: tuple[Buffer, Expr]) -> None:
+        """Ask for two blocks of rows, of pairs of a matrix and a head, as a group of copies."""
         row = bind(self.begin + first)
-        blocks = self.one, self.other
-        loaded = [
-            block.fetch(count, matrix, row, self.last, head)
-            for block, (matrix, head) in zip(blocks, sources, strict=True)
-        ]
-        for block, values in zip(blocks, loaded, strict=True):
-            block.put(count, values)
+        for block, (matrix, head) in zip((self.one, self.other), sources, strict=True):
+            block.ask(count, matrix, row, self.last, head, place)
+        close_copies()
+
+    def stream(
+        self,
+        blocks: tuple[Expr, Expr],
+        sources: Sequence[tuple[Buffer, Expr]],
+        body: Callable[[Expr, Expr], None],
+        before: Callable[[Expr], None] | None = None,
+    ) -> None:
+        """Emit ``body(first row, where it is)`` for the blocks from one to before another.
+
+        The next block is on its way meanwhile. ``before(first row)`` is emitted before a barrier.
+        """
+        begin, end = blocks
+        self.ask(self.streamed, begin * self.streamed, 0, *sources)
+        with loop(end, begin) as index:
+            block, turn = bind(index * self.streamed), bind((index - begin) % 2)
+            # The last turn asks for its own block again: cheaper than a branch.
+            after = bind(T.min(index + 1, end - 1) * self.streamed)
+            self.ask(self.streamed, after, (1 - turn) * self.streamed, *sources)
+            if before is not None:
+                before(block)
+            wait_copies(1)
+            barrier()
+            body(block, bind(turn * self.streamed))
+            barrier()
+        # Nothing may arrive where others are asked for next.
+        wait_copies(0)
 
     def lefts(self) -> tuple[Buffer, Buffer]:
-        """Emit the reading of the block's own rows, which were staged, into registers."""
+        """Emit the reading of the block's own rows, which were asked for, into registers."""
+        wait_copies(0)
         barrier()
         found = self.one.left(self.own), self.other.left(self.own)
         barrier()

@@ -10,10 +10,10 @@ from tvm.tirx.script.builder import ir as T
 from ..tir import Expr, bind, when
 from .attention_fragment_block import Block, Stored, mix, products
 from .attention_fragment_tile import pairs_of
-from .attention_heads import LOG2_E, when_all
+from .attention_heads import LOG2_E
 from .fragments import RowSums, exp2
 from .halves import TOP, scales
-from .kernel import Gpu, barrier, ceil_div, loop, registers, shared
+from .kernel import Gpu, ceil_div, loop, registers, shared
 from .reduction import reduction
 from .vectors import held
 
@@ -31,13 +31,15 @@ class KeyBlock(Block):
         self.maxima = reduction(gpu, self.threads, thread, 2, combine=tirx.max)
         self.columns = [shared([self.streamed]) for _ in range(4)]
         self.documents = shared([self.streamed], "int32")
+        self.known, self.document = registers([3]), registers([1], "int32")
 
     def emit(self) -> None:
         """Emit the block."""
         heads, stored = self.heads, self.stored
         self.kv = bind(self.h // heads.group) if stored.apart else self.h
         key = heads.heads + self.kv
-        self.stage(self.count, self.first, (self.matrix, key), (self.matrix, key + heads.kv_heads))
+        sources = (self.matrix, key), (self.matrix, key + heads.kv_heads)
+        self.ask(self.count, self.first, 0, *sources)
         self.left = self.lefts()
         self._measure()
         self.dkey, self.dvalue = RowSums(heads.head_dim), RowSums(heads.head_dim)
@@ -86,48 +88,51 @@ class KeyBlock(Block):
         self.down_value = held(undo * T.float32(2.0**-TOP))
 
     def _query_head(self, h: Expr) -> None:
-        end = ceil_div(self.packed.context, self.streamed)
-        with loop(end, self.first // self.streamed) as index:
-            block = bind(index * self.streamed)
-            # Documents that begin after these keys see none of them.
+        begin, end = self.first // self.streamed, ceil_div(self.packed.context, self.streamed)
+
+        def add(block: Expr, place: Expr) -> None:
+            # What is known of the next queries is on its way, too.
+            self._fetch_columns(h, bind(block + self.streamed))
+            # Documents that begin after these keys see none of them, and a subgroup whose keys
+            # all follow the queries has nothing to do.
             seen = self.packed.starts[self.b, block] < self.first + self.count
-            when_all(seen, lambda: self._queries(h, block))
+            reaches = self.first + self.own < block + self.streamed
+            when(tirx.all(seen, reaches), partial(self._add_queries, block, place))
 
-    def _stage_columns(self, h: Expr, block: Expr) -> None:
-        """Emit the copy of what is known of each query."""
+        self._fetch_columns(h, bind(begin * self.streamed))
+        sources = (self.matrix, h), (self.outer, h)
+        self.stream((begin, end), sources, add, self._put_columns)
+
+    def _fetch_columns(self, h: Expr, block: Expr) -> None:
+        """Emit the loads of what is known of each query, by a thread for each."""
         stored, context = self.stored, self.packed.context
+        column = bind(self.thread % self.streamed)
+        token = bind(T.min(block + column, context - 1))
+        place = bind(self.begin + token)
+        logarithm, mean, _ = (buffer[h, place] for buffer in stored.statistics())
+        # As they are: what is computed from them would be waited for here.
+        for i, value in enumerate((logarithm, stored.halves.undo[place], mean)):
+            T.buffer_store(self.known, value, [i])
+        T.buffer_store(self.document, self.packed.starts[self.b, token], [0])
 
-        def copy(column: Expr) -> None:
-            token = bind(T.min(block + column, context - 1))
-            place = bind(self.begin + token)
-            undo, start = bind(stored.halves.undo[place]), self.packed.starts[self.b, token]
-            logarithm, mean, _ = (buffer[h, place] for buffer in stored.statistics())
-            values = (logarithm, undo * self.up_value, undo * self.up_key, mean * self.up_key)
+    def _put_columns(self, block: Expr) -> None:
+        """Emit the stores of what was loaded."""
+        logarithm, undo, mean = (self.known[i] for i in range(3))
+        values = (logarithm, undo * self.up_value, undo * self.up_key, mean * self.up_key)
+
+        def put() -> None:
             for buffer, value in zip(self.columns, values, strict=True):
-                T.buffer_store(buffer, value, [column])
-            own = T.if_then_else(block + column < context, start, NEVER)
-            T.buffer_store(self.documents, own, [column])
+                T.buffer_store(buffer, value, [self.thread])
+            exists = block + self.thread < self.packed.context
+            own = T.if_then_else(exists, self.document[0], NEVER)
+            T.buffer_store(self.documents, own, [self.thread])
 
-        for step in range(ceil_div(self.streamed, self.threads)):
-            column = bind(self.thread + step * self.threads)
-            if (step + 1) * self.threads <= self.streamed:
-                copy(column)
-            else:
-                when(column < self.streamed, partial(copy, column))
+        when(self.thread < self.streamed, put)
 
-    def _queries(self, h: Expr, block: Expr) -> None:
-        self.stage(self.streamed, block, (self.matrix, h), (self.outer, h))
-        self._stage_columns(h, block)
-        barrier()
-        # A subgroup whose keys all follow the queries has nothing to do.
-        seen = self.first + self.own < block + self.streamed
-        when(seen, partial(self._add_queries, block))
-        barrier()
-
-    def _add_queries(self, block: Expr) -> None:
+    def _add_queries(self, block: Expr, begin: Expr) -> None:
         heads = self.heads
         scores, dweights = (
-            products(left, rows.rows, self.streamed, heads.head_dim)
+            products(left, rows.rows, begin, self.streamed, heads.head_dim)
             for left, rows in zip(self.left, (self.one, self.other), strict=True)
         )
         factor = T.float32(heads.scale * LOG2_E)
@@ -147,5 +152,5 @@ class KeyBlock(Block):
                     adjoints[2 * i + c] = held(weight * outer)
             scores.put(j, weights)
             dweights.put(j, adjoints)
-        mix(self.dvalue, scores, self.other.rows, heads.head_dim, self.streamed)
-        mix(self.dkey, dweights, self.one.rows, heads.head_dim, self.streamed)
+        mix(self.dvalue, scores, self.other.rows, begin, heads.head_dim, self.streamed)
+        mix(self.dkey, dweights, self.one.rows, begin, heads.head_dim, self.streamed)

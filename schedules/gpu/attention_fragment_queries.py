@@ -15,7 +15,7 @@ from .attention_heads import LOG2_E, MASKED
 from .attention_rows import key_blocks
 from .fragments import ROWS, RowSums, exp2, quad_max, quad_sum
 from .halves import scales
-from .kernel import barrier, loop, registers
+from .kernel import registers
 from .vectors import held
 
 
@@ -26,7 +26,7 @@ class QueryBlock(Block):
         """Emit the block."""
         heads, stored = self.heads, self.stored
         self.kv = bind(self.h // heads.group)
-        self.stage(self.count, self.first, (self.matrix, self.h), (self.outer, self.h))
+        self.ask(self.count, self.first, 0, (self.matrix, self.h), (self.outer, self.h))
         self.left = self.lefts()
         self.seen = [bind(T.min(token, self.packed.context - 1)) for token in self.tokens]
         self.starts = [bind(self.packed.starts[self.b, token]) for token in self.seen]
@@ -45,8 +45,8 @@ class QueryBlock(Block):
         dquery = RowSums(heads.head_dim)
         dquery.clear()
 
-        def add(block: Expr) -> None:
-            scores, dweights = self._tiles(block)
+        def add(block: Expr, place: Expr) -> None:
+            scores, dweights = self._tiles(block, place)
             for j in range(scores.count):
                 found = []
                 for c, (score, dweight) in enumerate(
@@ -56,7 +56,7 @@ class QueryBlock(Block):
                     weight = exp2(score - logarithm[i]) * ups[i]
                     found.append(held(weight * (dweight - mean[i])))
                 scores.put(j, found)
-            mix(dquery, scores, self.one.rows, heads.head_dim, self.streamed)
+            mix(dquery, scores, self.one.rows, place, heads.head_dim, self.streamed)
 
         self._each(blocks, add)
         out = pairs_of(stored.out)
@@ -65,22 +65,22 @@ class QueryBlock(Block):
             store = partial(self.store_rotated, i, out, self.h, dquery, factor)
             when(token < self.packed.context, store)
 
-    def _each(self, blocks: tuple[Expr, Expr], body: Callable[[Expr], None]) -> None:
-        """Emit ``body(first key)`` for the blocks of keys that the subgroup's queries see."""
-        key, rows = self.heads.heads + self.kv, self.streamed
+    def _each(self, blocks: tuple[Expr, Expr], body: Callable[[Expr, Expr], None]) -> None:
+        """Emit ``body(first key, its place)`` for blocks that the subgroup's queries see."""
+        key = self.heads.heads + self.kv
         furthest = bind(self.first + self.own + (ROWS - 1))
-        with loop(blocks[1], blocks[0]) as index:
-            block = bind(index * rows)
-            self.stage(rows, block, (self.matrix, key), (self.matrix, key + self.heads.kv_heads))
-            barrier()
-            when(block <= furthest, partial(body, block))
-            barrier()
+        sources = (self.matrix, key), (self.matrix, key + self.heads.kv_heads)
 
-    def _tiles(self, block: Expr) -> tuple[RowSums, RowSums]:
-        """Emit the scores, in units of log 2, and dP for the keys from `block` on."""
+        def seen(block: Expr, place: Expr) -> None:
+            when(block <= furthest, partial(body, block, place))
+
+        self.stream(blocks, sources, seen)
+
+    def _tiles(self, block: Expr, begin: Expr) -> tuple[RowSums, RowSums]:
+        """Emit the scores, in units of log 2, and dP for the keys from `block` on, at `begin`."""
         heads = self.heads
         scores, dweights = (
-            products(left, rows.rows, self.streamed, heads.head_dim)
+            products(left, rows.rows, begin, self.streamed, heads.head_dim)
             for left, rows in zip(self.left, (self.one, self.other), strict=True)
         )
         factor = T.float32(heads.scale * LOG2_E)
@@ -107,8 +107,8 @@ class QueryBlock(Block):
             for sums in (total, weighted, reach):
                 T.buffer_store(sums, T.float32(0.0), [i])
 
-        def add(block: Expr) -> None:
-            scores, dweights = self._tiles(block)
+        def add(block: Expr, place: Expr) -> None:
+            scores, dweights = self._tiles(block, place)
             for i in range(2):
                 self._add_row(i, scores, dweights, (top, total, weighted, reach))
 

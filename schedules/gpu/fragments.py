@@ -15,7 +15,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..tir import Expr, bind
+from ..tir import Buffer, Expr, bind
+from .copies import copy_vector
 from .kernel import registers, shared
 from .vectors import LANES, four, held, lane
 
@@ -66,6 +67,10 @@ class HalfRows:
     def put(self, row: Expr, vector: Expr, value: Expr) -> None:
         """Emit the store of a vector."""
         T.buffer_store(self.memory, value, [row * self.pitch + vector])
+
+    def ask(self, row: Expr, vector: Expr, source: Buffer, *index: Expr) -> None:
+        """Ask for the copy of a vector, which has to be waited for."""
+        copy_vector(self.memory, row * self.pitch + vector, source, *index)
 
     def _load(self, form: str, begin: Expr) -> Expr:
         place = self.memory.access_ptr("r", offset=begin)

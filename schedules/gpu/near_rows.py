@@ -12,15 +12,15 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, shape, when
+from .copies import copy_vector
 from .kernel import ceil_div, shared
 from .vectors import LANES, fours
-from .warpgroup import copy_vector
 
 
 def near_rows(source: Buffer, first: Expr, count: int, thread: Expr, threads: int) -> Buffer:
     """Ask for the copy of some rows; return where they will be.
 
-    The copies belong to the first group that is closed afterwards, see `warpgroup.close_copies`.
+    The copies belong to the first group that is closed afterwards, see `copies.py`.
 
     Parameters
     ----------

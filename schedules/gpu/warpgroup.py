@@ -66,22 +66,6 @@ def copy_block(memory: Buffer, place: Expr, source: Buffer, index: Expr, barrier
     _call("copy_block", *addresses, BLOCK * LINE, T.address_of(memory[barrier]))
 
 
-def copy_vector(memory: Buffer, place: Expr | list[Expr], source: Buffer, *index: Expr) -> None:
-    """Ask for the copy of a vector, for the threads' own eyes: products need not see it."""
-    to = memory[tuple(place)] if isinstance(place, list) else memory[place]
-    _call("copy_vector", T.address_of(to), T.address_of(source[index]))
-
-
-def close_copies() -> None:
-    """Make a group of the copies of vectors asked for since the last one."""
-    _call("close_copies")
-
-
-def wait_copies(groups: int) -> None:
-    """Wait until at most so many groups of this thread's copies of vectors are under way."""
-    _call(f"wait_copies_{groups}")
-
-
 def await_phase(memory: Buffer, place: Expr, parity: Expr) -> None:
     """Wait until a barrier's phase has ended: its phases are even and odd in turns."""
     _call("await", T.address_of(memory[place]), parity)

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, shape, when
+from .copies import close_copies, copy_vector, wait_copies
 from .kernel import barrier, ceil_div, loop, registers
 from .share import Share
 from .vectors import LANES
@@ -28,14 +29,11 @@ from .warpgroup import (
     await_phase,
     begin,
     close,
-    close_copies,
     copy_block,
-    copy_vector,
     expect,
     multiply,
     open_barrier,
     wait,
-    wait_copies,
 )
 from .warpgroup_tile import COLUMNS, PRODUCTS, WarpgroupTile
 from .warpgroup_weights import CHUNKS, GROUPS, Weights

@@ -169,6 +169,7 @@ static int fabric_half_pair_rest(float x, float y, int pair) {
 }
 static float fabric_exp2(float x) { return x < -126 ? 0 : exp2f(x); }
 
+#include "copies.h"
 #include "warpgroup.h"
 
 static void thread_main() {
@@ -183,6 +184,7 @@ static void run_group() {
   threads.resize(count);
   finished.assign(count, 0);
   memset(warps, 0, sizeof warps);
+  copies.assign(count, {{}});
   arrived = 0;
   for (int i = 0; i < count; ++i) {
     getcontext(&threads[i]);

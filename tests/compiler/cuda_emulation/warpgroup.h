@@ -24,10 +24,6 @@ static void fabric_warpgroup_copy_block(void* place, const void* source, int byt
 static void fabric_warpgroup_await(void* barrier, int parity) {
   while (phases.at(barrier).number % 2 == parity) wait_a_turn();
 }
-static void fabric_warpgroup_copy_vector(void* place, const void* source) {
-  memcpy(place, source, 16);
-}
-static void fabric_warpgroup_close_copies() {}
 static void fabric_warpgroup_begin() {}
 static void fabric_warpgroup_close() {}
 static int fabric_warpgroup_aligned(const void* place) {
@@ -71,6 +67,3 @@ PRODUCT(f16, float, 128)
 #define WAIT(name) static void fabric_warpgroup_##name() {}
 WAIT(wait_0)
 WAIT(wait_1)
-WAIT(wait_copies_1)
-WAIT(wait_copies_3)
-WAIT(wait_copies_5)
