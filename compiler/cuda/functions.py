@@ -72,20 +72,23 @@ _TO_HALVES = """\
 {inline} int {name}(float x, float y) {{
   int pair;
 #if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-#else
+  asm("cvt.rn{bounded}.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
+#else{bounds}
   asm("{{.reg .b16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {{a, b}};}}"
       : "=r"(pair) : "f"(x), "f"(y));
 #endif
   return pair;
 }}
 """
+_BOUNDS = """
+  x = fminf(fmaxf(x, -65504.0f), 65504.0f);
+  y = fminf(fmaxf(y, -65504.0f), 65504.0f);"""
 _REST = """\
-{inline} int fabric_half_pair_rest(float x, float y, int pair) {{
+{inline} int {name}(float x, float y, int pair) {{
   float a, b;
   asm("{{.reg .b16 a, b; mov.b32 {{a, b}}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}}"
       : "=f"(a), "=f"(b) : "r"(pair));
-  return fabric_rest_pair(x - a, y - b);
+  return {rest}(x - a, y - b);
 }}
 """
 _LINEAR = "(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z))"
@@ -93,6 +96,17 @@ _LINEAR = "(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z))
 
 def _function(result: str, signature: str, value: str) -> str:
     return f"{INLINE} {result} {signature} {{ return {value}; }}\n"
+
+
+def _to_halves(name: str, bounded: bool) -> str:
+    """Return the function of two 16-bit floats, which may end at the largest number they have."""
+    form, bounds = (".satfinite", _BOUNDS) if bounded else ("", "")
+    return _TO_HALVES.format(inline=INLINE, name=name, bounded=form, bounds=bounds)
+
+
+def _rest(name: str, rest: str, bounded: bool) -> str:
+    """Return the function of what two 16-bit floats leave, after the one that it calls."""
+    return _to_halves(rest, bounded) + _REST.format(inline=INLINE, name=name, rest=rest)
 
 
 def _reduction(name: str, operations: dict[str, str]) -> str:
@@ -194,12 +208,13 @@ FUNCTIONS = {
         f"{INLINE} float fabric_exp2(float x) {{\n"
         '  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));\n  return x;\n}\n',
     ),
-    "fabric_half_pair": (
-        "fabric_half_pair", _TO_HALVES.format(inline=INLINE, name="fabric_half_pair")
-    ),
+    "fabric_half_pair": ("fabric_half_pair", _to_halves("fabric_half_pair", False)),
     "fabric_half_pair_rest": (
-        "fabric_half_pair_rest",
-        _TO_HALVES.format(inline=INLINE, name="fabric_rest_pair") + _REST.format(inline=INLINE),
+        "fabric_half_pair_rest", _rest("fabric_half_pair_rest", "fabric_rest_pair", False)
+    ),
+    "fabric_bounded_pair": ("fabric_bounded_pair", _to_halves("fabric_bounded_pair", True)),
+    "fabric_bounded_pair_rest": (
+        "fabric_bounded_pair_rest", _rest("fabric_bounded_pair_rest", "fabric_bounded_rest", True)
     ),
 }  # fmt: skip
 """By the name in TIR: the name in CUDA C++, and the function's text."""

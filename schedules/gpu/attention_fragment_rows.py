@@ -49,10 +49,8 @@ class SplitRows(HalfRows):
         """Return the memory of so many rows."""
         return rows * (vectors * (1 if exact else 2) + 1) * 16
 
-    def split(self, row: Expr, vector: Expr, values: list[Expr], factor: float = 1.0) -> None:
-        """Emit the store of eight float32, times a factor."""
-        scaled = [held(clamped(value * T.float32(factor), LARGEST)) for value in values]
-        high, rest = half_vectors(scaled)
+    def put_parts(self, row: Expr, vector: Expr, high: Expr, rest: Expr) -> None:
+        """Emit the store of eight elements."""
         self.put(row, vector, high)
         self.put(row, vector + self.vectors, rest)
 
@@ -108,8 +106,14 @@ class Split:
 
     def _put(self, row: Expr, vector: Expr, pairs: list[tuple[Expr, Expr]], factor: float) -> None:
         for part in range(2):
-            values = [lane(pair[part], c) for pair in pairs for c in range(LANES)]
-            self.rows.split(row, vector + part * (self.vectors // 2), values, factor)
+            # Other documents' may be no numbers, and their weights of zero would not hide that.
+            values = [
+                held(clamped(lane(pair[part], c) * T.float32(factor), LARGEST))
+                for pair in pairs
+                for c in range(LANES)
+            ]
+            place = vector + part * (self.vectors // 2)
+            self.rows.put_parts(row, place, *half_vectors(values))
 
 
 class Softmax:

@@ -19,7 +19,7 @@ from .attention_fragment_rows import SplitRows
 from .attention_fragment_tile import VALUES
 from .attention_vectors import times
 from .cached_token import Cache
-from .fragments import EIGHT, Lane
+from .fragments import EIGHT, Lane, half_vectors
 from .kernel import ceil_div, registers
 from .vectors import LANES, four, held, lane
 from .warpgroup import bytes_of
@@ -126,7 +126,8 @@ class KeyBlock(_Staged):
                 scale = self.scales[2 * step + i] if stored.scaled else None
                 row = times(elements[c], scale)
                 values += [lane(row, n) for n in range(LANES)]
-            self.rows.split(word * stored.per_word + c, vector, values)
+            parts = half_vectors(values, bounded=True)
+            self.rows.put_parts(word * stored.per_word + c, vector, *parts)
 
 
 class ValueBlock(_Staged):
@@ -175,7 +176,8 @@ class ValueBlock(_Staged):
             self.rows.put(row, vector, four(words, "int32"))
             return
         vectors = [bind(stored.row(own)) for own in self._vectors(step)]
-        values = [lane(own, n) for own in vectors for n in range(LANES)]
+        factor = T.float32(self.factor)
         if stored.scaled:
-            values = [value * self.scales[step] for value in values]
-        self.rows.split(row, vector, values, self.factor)
+            factor = held(self.scales[step] * factor)
+        values = [held(lane(own, n) * factor) for own in vectors for n in range(LANES)]
+        self.rows.put_parts(row, vector, *half_vectors(values, bounded=True))

@@ -152,12 +152,16 @@ def half_pair(low: Expr, high: Expr) -> Expr:
     return held(T.call_pure_extern("int32", "fabric_half_pair", low, high))
 
 
-def half_vectors(values: list[Expr]) -> tuple[Expr, Expr]:
-    """Return eight float32 as a vector of 16-bit floats, and one of what that leaves of them."""
+def half_vectors(values: list[Expr], bounded: bool = False) -> tuple[Expr, Expr]:
+    """Return eight float32 as a vector of 16-bit floats, and one of what that leaves of them.
+
+    What is `bounded` ends at the largest of them, by the conversion itself.
+    """
+    name = "fabric_bounded_pair" if bounded else "fabric_half_pair"
     pairs = [(values[2 * i], values[2 * i + 1]) for i in range(LANES)]
-    words = [half_pair(*pair) for pair in pairs]
+    words = [held(T.call_pure_extern("int32", name, *pair)) for pair in pairs]
     rests = [
-        held(T.call_pure_extern("int32", "fabric_half_pair_rest", *pair, word))
+        held(T.call_pure_extern("int32", f"{name}_rest", *pair, word))
         for pair, word in zip(pairs, words, strict=True)
     ]
     return four(words, "int32"), four(rests, "int32")

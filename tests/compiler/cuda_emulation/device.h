@@ -167,6 +167,11 @@ static int fabric_half_pair(float x, float y) { return bits<int>(half2{half(x), 
 static int fabric_half_pair_rest(float x, float y, int pair) {
   return fabric_half_pair(x - half_of(pair, 0), y - half_of(pair, 1));
 }
+static float bounded(float x) { return x > 65504 ? 65504 : x < -65504 ? -65504 : x; }
+static int fabric_bounded_pair(float x, float y) { return fabric_half_pair(bounded(x), bounded(y)); }
+static int fabric_bounded_pair_rest(float x, float y, int pair) {
+  return fabric_bounded_pair(x - half_of(pair, 0), y - half_of(pair, 1));
+}
 static float fabric_exp2(float x) { return x < -126 ? 0 : exp2f(x); }
 
 #include "copies.h"

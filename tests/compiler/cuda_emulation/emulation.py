@@ -41,8 +41,8 @@ OPTIONS = (
 )
 OWN = (
     "fabric_exp2|fabric_fragment_multiply|fabric_fragment_rows|fabric_fragment_columns|"
-    "fabric_half_pair|fabric_half_pair_rest|fabric_rest_pair|fabric_warpgroup_\\w+|"
-    "fabric_copy_\\w+"
+    "fabric_(?:half|bounded)_pair|fabric_(?:half|bounded)_pair_rest|fabric_rest_pair|"
+    "fabric_bounded_rest|fabric_warpgroup_\\w+|fabric_copy_\\w+"
 )
 """The functions of ours whose text is PTX, which `device.h` has in C++."""
 SHARED = 256 << 10
