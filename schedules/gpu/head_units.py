@@ -13,6 +13,9 @@ attention (`attention_softmax.py`):
     4. dh = factor dh + factor (weights table)
     5. the loss, and dh over the sum of all exponentials
 
+Steps 2 and 4 are the products of `head_products.py`, or of `head_warpgroups.py` where warpgroups
+multiply.
+
 The label's own weight is left out of all this: its part of the gradient is ``p - 1``, of which 16
 bits would leave nothing where a token is sure. The last step adds it, as the others' sum of
 exponentials over that of all.
@@ -76,7 +79,7 @@ def units(
 def _layout(gpu: Gpu, table: Buffer, tokens: int, scaled: int) -> Layout | None:
     """Return how the products are laid out; None where they can't be."""
     if scaled and WarpgroupProducts.fit(gpu, table):
-        return partial(WarpgroupProducts, gpu)
+        return WarpgroupProducts
     unit = gpu.matrix("float16")
     if unit is None or gpu.subgroup != WARP or not gpu.subgroups or unit.depth % EIGHT:
         return None

@@ -13,6 +13,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..tir import Buffer, Expr, bind, shape, when
+from .attention_heads import LOG2_E
+from .fragments import exp2
 from .head_statistics import LOWEST
 from .head_strip import STRIP, Left
 from .kernel import barrier, loop, registers
@@ -185,7 +187,8 @@ class WarpgroupStrip:
             # Where there is nothing but what is hidden, the exponentials are zeros all the same.
             base = self.floats[self._place(TOP, token)]
             base = held(T.max(base, T.float32(LOWEST / 10)))
-            terms = [held(T.exp(logits[i * LANES + c] - base)) for c in range(LANES)]
+            above = [(logits[i * LANES + c] - base) * T.float32(LOG2_E) for c in range(LANES)]
+            terms = [held(exp2(value)) for value in above]
             totals.append(held((terms[0] + terms[1]) + (terms[2] + terms[3])))
             self._put(i, totals)
             if weight is not None:

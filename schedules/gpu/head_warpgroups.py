@@ -33,6 +33,7 @@ TOKENS = max(TOKEN_CYCLES)
 """Tokens of the largest tile."""
 TOGETHER = 16
 """Tokens of a thread whose sums are added to what was before at once: registers for that many."""
+# A work-group's rows of the vocabulary are a strip.
 assert COLUMNS == STRIP
 
 
@@ -41,19 +42,16 @@ class WarpgroupProducts:
 
     Parameters
     ----------
-    gpu : Gpu
-        The target's processor.
     table : Buffer
-        ``(V, N)`` int8, with scales.
+        ``(V, N)`` int8, with scales, for which they are :meth:`fit`.
     order : Order
         The tokens.
     """
 
-    def __init__(self, gpu: Gpu, table: Buffer, order: Order) -> None:
+    def __init__(self, table: Buffer, order: Order) -> None:
         self.table, self.order, self.columns = table, order, shape(table)[1]
         self.rows = ceil_div(order.extent, TOKENS) * TOKENS
-        rows, columns = order.extent, self.columns
-        self.halves = Halves(rows, self.rows, columns, self._input, line_place)
+        self.halves = Halves(order.extent, self.rows, self.columns, self._input, line_place)
         self.parts = 1
 
     @staticmethod

@@ -1,9 +1,9 @@
-"""A work-group's tile of a ternary product on Hopper's warpgroups: its loop over the depth.
+"""A work-group's tile of a product on Hopper's warpgroups: its loop over the depth.
 
-Tokens and packed weights come to shared memory by copies that are asked for some steps ahead. The
-threads unpack what the next products need while the tensor cores work, and several work-groups
-share a core, so that one multiplies while another begins or ends. Where there are too few of them,
-two warpgroups of each take half of every step, and add up their sums in the end.
+Tokens and weights of fewer bits come to shared memory by copies that are asked for some steps
+ahead. The threads unpack what the next products need while the tensor cores work, and several
+work-groups share a core, so that one multiplies while another begins or ends. Where there are too
+few of them, two warpgroups of each take half of every step, and add up their sums in the end.
 """
 
 from __future__ import annotations

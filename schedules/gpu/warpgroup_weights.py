@@ -35,7 +35,7 @@ class Weights(Protocol):
     Attributes
     ----------
     vectors : int
-        Vectors of four packed words of a step.
+        Vectors of four words of a step, in memory.
     """
 
     vectors: int
