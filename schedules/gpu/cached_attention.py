@@ -94,7 +94,7 @@ def _others(heads: Heads, cache: Cache, queries: int, count: int, skips: bool = 
         token, first = Token(heads, cache, thread), bind(group * count)
         block = bind(first // queries * queries)
         same = (
-            Members(cache, block, queries, Lane().index).same
+            Members(cache, block, queries, Lane().index).same()
             if skips
             else of_one_sequence(cache, block, queries)
         )

@@ -119,21 +119,22 @@ class _Block:
         cache, layout = self.cache, self.layout
         s, kv = bind(cache.sequence[self.first]), bind(h // self.heads.group)
         every = Members(cache, self.first, layout.queries, self.lane.index)
-        base = bind(cache.first_value(s, kv))
+        base, latest, same = bind(cache.first_value(s, kv)), every.latest(), every.same()
 
         def fetch(block: Expr) -> None:
-            self.key.fetch(s, kv, block, every.latest)
-            self.value.fetch(base, block, every.latest)
+            self.key.fetch(s, kv, block, latest)
+            self.value.fetch(base, block, latest)
 
         # The cache is under way before the queries are known.
         fetch(0)
         begin = bind(T.min(self.own, cache.tokens - 1))
-        self.members = Members(cache, begin, ROWS, self.lane.index)
+        members = Members(cache, begin, ROWS, self.lane.index)
+        self.earliest, furthest = members.earliest(), members.latest()
         tokens = [bind(T.min(row, cache.tokens - 1)) for row in self.rows]
         self.places = [bind(cache.position[token]) for token in tokens]
         self._rotate_queries(h, tokens)
         self.tile.begin()
-        turns = held(T.if_then_else(every.same != 0, every.latest // layout.keys + 1, 0))
+        turns = held(T.if_then_else(same != 0, latest // layout.keys + 1, 0))
         with loop(turns) as index:
             block = bind(index * layout.keys)
             self.key.put()
@@ -142,13 +143,13 @@ class _Block:
             when(index + 1 < turns, partial(fetch, block + layout.keys))
             own = bind(block + self.part * layout.share)
             # A subgroup whose tokens all precede its keys has nothing to do.
-            when(own <= self.members.latest, partial(self._attend, own))
+            when(own <= furthest, partial(self._attend, own))
             barrier()
         place = bind(self.number * WARP + self.lane.index)
         meet(self.tile, layout.parts, self.part, self.key.rows, (place, layout.tiles * WARP))
         inverse, column = self.tile.softmax.inverse(), h * self.heads.head_dim + self.lane.column
         for i, row in enumerate(self.rows):
-            exists = tirx.all(self.part == 0, every.same != 0, row < cache.tokens)
+            exists = tirx.all(self.part == 0, same != 0, row < cache.tokens)
             factor = held(inverse[i] * T.float32(1.0 / self.value.factor))
             out = pairs_of(cache.out)
             when(exists, partial(put_row, out, row, column, self.tile.mixture, i, factor))
@@ -182,7 +183,7 @@ class _Block:
         tile, layout = self.tile, self.layout
         scores = self._scores()
         hide = partial(tile.hide, scores, own, lambda i, key: key <= self.places[i])
-        when(own + layout.share > self.members.earliest + 1, hide)
+        when(own + layout.share > self.earliest + 1, hide)
         tile.mixture.scale(*tile.softmax.update(scores))
         mix([tile.mixture], [scores], self.value.rows, self.part * layout.share)
 

@@ -27,7 +27,9 @@ def of_one_sequence(cache: Cache, first: Expr, queries: int) -> Expr:
 
 
 class Members:
-    """A block's tokens as each subgroup finds them, whose threads read one after the other.
+    """A block's tokens as each subgroup finds them, whose threads read some of them each.
+
+    What it emits must be in control flow that is uniform.
 
     Parameters
     ----------
@@ -39,36 +41,34 @@ class Members:
         Tokens of a block.
     lane : PrimExpr
         The thread's number in its subgroup.
-
-    Attributes
-    ----------
-    same : PrimExpr
-        As :func:`of_one_sequence`.
-    earliest, latest : PrimExpr
-        The least and the largest of their positions.
     """
 
     def __init__(self, cache: Cache, first: Expr, queries: int, lane: Expr) -> None:
-        own, last = bind(cache.sequence[first]), cache.tokens - 1
-        tokens = [
-            bind(T.min(first + T.min(lane + step * WARP, queries - 1), last))
+        self.cache, self.first = cache, first
+        self.tokens = [
+            bind(T.min(first + T.min(lane + step * WARP, queries - 1), cache.tokens - 1))
             for step in range(ceil_div(queries, WARP))
         ]
-        others = [T.cast(cache.sequence[token] != own, "int32") for token in tokens]
-        positions = [bind(cache.position[token]) for token in tokens]
-        found = _subgroup_max(_largest(others))
-        enough = first + FEW <= cache.tokens
-        self.same = held(T.cast(tirx.all(found == 0, enough), "int32"))
-        self.latest = _subgroup_max(_largest(positions))
-        self.earliest = held(-_subgroup_max(_largest([-each for each in positions])))
+
+    def same(self) -> Expr:
+        """Return what :func:`of_one_sequence` does."""
+        sequence, own = self.cache.sequence, bind(self.cache.sequence[self.first])
+        others = _largest([T.cast(sequence[token] != own, "int32") for token in self.tokens])
+        enough = self.first + FEW <= self.cache.tokens
+        return held(T.cast(tirx.all(others == 0, enough), "int32"))
+
+    def latest(self) -> Expr:
+        """Return the largest of their positions."""
+        return _largest([self.cache.position[token] for token in self.tokens])
+
+    def earliest(self) -> Expr:
+        """Return the least of their positions."""
+        return held(-_largest([-self.cache.position[token] for token in self.tokens]))
 
 
 def _largest(values: list[Expr]) -> Expr:
+    """Return the largest of the values of all threads of a subgroup."""
     found = values[0]
     for value in values[1:]:
         found = T.max(found, value)
-    return found
-
-
-def _subgroup_max(value: Expr) -> Expr:
-    return held(T.call_pure_extern("int32", "fabric_subgroup_max", held(value)))
+    return held(T.call_pure_extern("int32", "fabric_subgroup_max", held(found)))
