@@ -51,8 +51,7 @@ class Cache:
 
     def __init__(self, heads: Heads, arguments: tuple[Buffer, ...]) -> None:
         qkv, self.sequence, self.position, rope, *cache, out = arguments
-        self.heads = heads
-        lanes, dtype = heads.lanes, heads.dtype
+        self.heads, lanes, dtype = heads, heads.lanes, heads.dtype
         self.stored = Stored.of(heads, cache)
         keys, values, *scales = cache
         self.tokens, self.capacity = qkv.shape[0], values.shape[2]
@@ -67,11 +66,10 @@ class Cache:
         if scales:
             self.key_scales = view(scales[0], [sequences, kv_heads, fours], vector_type(LANES))
             self.value_scales = view(scales[1], [rows], "float32")
-        self.kv_heads = kv_heads
 
     def first_value(self, s: Expr, kv: Expr) -> Expr:
         """Return the row of position 0 of a head among the values."""
-        return (s * self.kv_heads + kv) * self.capacity
+        return (s * self.heads.kv_heads + kv) * self.capacity
 
 
 class Token:
