@@ -31,6 +31,8 @@ from .warpgroup_tile import COLUMNS, TOKEN_CYCLES, WarpgroupTile
 
 TOKENS = max(TOKEN_CYCLES)
 """Tokens of the largest tile."""
+PARTS_BYTES = 16 << 20
+"""Largest memory for the sums of parts of the gradient's depth."""
 TOGETHER = 16
 """Tokens of a thread whose sums are added to what was before at once: registers for that many."""
 # A work-group's rows of the vocabulary are a strip.
@@ -74,17 +76,16 @@ class WarpgroupProducts:
         """Take the buffers, and choose the tiles."""
         self.left, self.chunks = left, left.chunks
         tokens, size = self.order.extent, self.chunks.size
-        self.wide = self._tile(tokens, size, 2 * self.columns, name="logits")
+        self.wide = self._tile(tokens, size, 2 * self.columns, 1, "logits")
         if left.weights is not None:
-            self.deep = self._tile(tokens, self.columns, 2 * size, True, "gradient")
+            most = max(PARTS_BYTES // (4 * tokens * self.columns), 1)
+            self.deep = self._tile(tokens, self.columns, 2 * size, most, "gradient")
             self.parts = self.deep.parts
 
     @staticmethod
-    def _tile(
-        tokens: int, outputs: int, depth: int, several: bool = False, name: str = ""
-    ) -> WarpgroupTile:
+    def _tile(tokens: int, outputs: int, depth: int, parts: int, name: str) -> WarpgroupTile:
         """Return a tile of one warpgroup, which has all of a token's strip."""
-        tile = warpgroup_tile.choose(tokens, outputs, depth, several, name, most_teams=1)
+        tile = warpgroup_tile.choose(tokens, outputs, depth, parts, name, most_teams=1)
         assert tile is not None
         return tile
 

@@ -83,7 +83,7 @@ def units(
 def _plan(gpu: Gpu, packing: Packing, tokens: int, rows: int, columns: int) -> Plan | None:
     """Return how the product is laid out; None where it can't be."""
     if gpu.warpgroups and not packing.base3:
-        wide = warpgroup_tile.choose(tokens, columns, 2 * rows, several=True)
+        wide = warpgroup_tile.choose(tokens, columns, 2 * rows, max(SPLITS))
         if wide is not None:
             return WarpgroupPlan(wide, TernaryHalves, "float32", line_place)
     unit = gpu.matrix("float16")

@@ -62,7 +62,7 @@ def choose(
     tokens: Expr,
     outputs: int,
     depth: int,
-    several: bool = False,
+    most_parts: int = 1,
     name: str = "tile",
     most_teams: int = max(TEAMS),
 ) -> WarpgroupTile | None:
@@ -76,8 +76,8 @@ def choose(
         Columns of the result.
     depth : int
         Bytes of a token, which must be a multiple of 128.
-    several : bool
-        Whether the depth may be cut.
+    most_parts : int
+        Into how many parts the depth may be cut.
     name : str
         Of the decision.
     most_teams : int
@@ -97,14 +97,14 @@ def choose(
         products = ceil_div(turns, together) * steps // parts * step
         return products + AROUND_CYCLES + (parts > 1) * SUM_CYCLES * parts * count * outputs
 
-    parts = [p for p in SPLITS if several and steps % p == 0] or [1]
+    parts = [p for p in SPLITS if p <= most_parts and steps % p == 0]
     plans = [(rows, part) for rows in TOGETHER for part in parts]
     rows, part = decide(name, plans, min(plans, key=time))
     # Many work-groups hide each other's waiting; few have the shared memory to themselves.
     alone = ceil_div(count, rows) * ceil_div(outputs, COLUMNS) * part <= 2 * LARGE_CORES
     ahead = decide(f"ahead, {name}", AHEAD, 6 if alone else 2)
     # A cut depth has work-groups enough; adding up two warpgroups' sums would only cost.
-    few = alone and not several and rows == min(TOGETHER)
+    few = alone and most_parts == 1 and rows == min(TOGETHER)
     valid = [teams for teams in TEAMS if teams <= most_teams]
     teams = decide(f"teams, {name}", valid, valid[-1] if few else 1)
     return WarpgroupTile(rows, part, ahead, teams)

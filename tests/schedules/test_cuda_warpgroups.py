@@ -13,7 +13,7 @@ from tvm import tirx
 from ..compiler.cuda_emulation import Emulation, missing_compiler
 from .linear_reference import LinearCase
 from .test_cpu_bitlinear import _backward, _close, _forward, _group
-from .test_cpu_head import _arrays
+from .test_cpu_head import _arrays, _loss
 from .test_cuda_units import check_head
 
 HOPPER = get_target("cuda-sm90")
@@ -79,6 +79,14 @@ def test_head_by_chunks_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(head_units, "LOGITS_BYTES", 2 * 128 * 256)
     answers = {"logits": (64, 1)}, {"gradient": (64, 1)}
     check_head(*_arrays("int8", 70, 64, 600, 0.9), "int8", 1e-3, HOPPER, *answers)
+
+
+def test_parts_of_the_heads_gradient_take_bounded_memory() -> None:
+    """The sums of many tokens are a sizeable buffer each, however many work-groups that gives."""
+    arrays, _ = _arrays("int8", 2048, 2560, 256, 1.0)
+    with deciding({}) as asked:
+        schedule(_loss(arrays, True, gradient=True)[0], HOPPER)
+    assert {parts for _, parts in asked.choices["gradient"].options} == {1}
 
 
 @needs_emulation
