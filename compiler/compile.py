@@ -9,6 +9,7 @@ from typing import Any
 
 from ..models import Checkpoint, ModelConfig
 from ..targets import Target
+from .branches import branches
 from .budget import within_budget
 from .bundle import Progress, bundle_folder, manifest_of, seal
 from .cache import keep, key_of, recall
@@ -21,6 +22,8 @@ from .plan import bundle_plan
 from .tuning.applied import Tuning
 from .weights import write_weights
 
+BRANCHING = ("cuda",)
+"""Devices whose runtime runs the launches of a kernel side by side where it can."""
 TUNING = "tuning.json"
 """The file of a bundle that says what each kernel's schedule rests on."""
 
@@ -92,7 +95,8 @@ def compile_model(
         found = {name: Footprint.of(record) for name, record in code["footprints"].items()}
         memory = {name: each.planned for name, each in found.items()}
         plan = bundle_plan(model.config, target, options, found)
-        seal(folder, manifest_of(model, target, options, weights, code["kernels"], memory, plan))
+        manifest = manifest_of(model, target, options, weights, code["kernels"], memory, plan)
+        seal(folder, manifest | {"branches": code["branches"]})
     report("done", 1.0)
     return output
 
@@ -115,5 +119,6 @@ def _code(
         link(executable, path, target)
         found = {name: asdict(each) for name, each in footprints(lowered, target).items()}
         record = {"kernels": kernels, "footprints": found, "tuning": tuning.account()}
+        record["branches"] = branches(lowered) if target.device in BRANCHING else {}
         keep(key, path, record)
     return record

@@ -117,7 +117,8 @@ class Machine:
         # A device is made anew for what a module needs only once nothing lives on it.
         gc.collect()
         index = chosen_device(bundle)
-        self.memory = DeviceMemory(kind, index, bundle.manifest["target"]["limits"]["max_buffer"])
+        limit = bundle.manifest["target"]["limits"]["max_buffer"]
+        self.memory = DeviceMemory(kind, index, limit, bundle.manifest.get("branches"))
         # Our own backends keep freed memory. The host's device comes last: it has the shapes.
         allocator = POOLED if kind in OF_TVM else PLAIN
         self._executable["vm_initialization"](

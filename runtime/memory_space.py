@@ -10,7 +10,7 @@ import ctypes
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -139,6 +139,8 @@ class DeviceMemory:
         Which of the kind's devices.
     limit : int, optional
         Bytes of the largest buffer that the kernels address.
+    branches : mapping, optional
+        Which launches of a kernel need each other, as the bundle's manifest has it.
 
     Attributes
     ----------
@@ -146,7 +148,13 @@ class DeviceMemory:
         As they were given.
     """
 
-    def __init__(self, kind: str, index: int, limit: int = sys.maxsize) -> None:
+    def __init__(
+        self,
+        kind: str,
+        index: int,
+        limit: int = sys.maxsize,
+        branches: Mapping[str, Any] | None = None,
+    ) -> None:
         self._device = tvm_ffi.Device(kind, index)
         self.index, self.kind, self.limit = index, kind, limit
         self._allocate, self._from_bytes, self._to_bytes = (
@@ -157,7 +165,9 @@ class DeviceMemory:
         self._write = tvm_ffi.get_global_func(f"bitfabric.{kind}.write")
         self._clear = tvm_ffi.get_global_func(f"bitfabric.{kind}.clear")
         self._refused = self.optional("refused")
-        self._recorder = tvm_ffi.get_global_func(f"bitfabric.{kind}.recorder")(index)
+        # Our own backends' launches follow each other.
+        known = [json.dumps(branches)] if branches else []
+        self._recorder = tvm_ffi.get_global_func(f"bitfabric.{kind}.recorder")(index, *known)
         self._probe = self.allocate((1,), "float32")
 
     def optional(self, name: str) -> Any:

@@ -83,9 +83,10 @@ def register() -> None:
         runtime("cudaSetDevice", tensor.device.index)
         runtime("cudaMemsetAsync", ctypes.c_void_p(tensor.data_ptr()), 0, size, None)
 
-    def recorder(index: int) -> Callable[..., Any]:
+    def recorder(index: int, branches: str = "{}") -> Callable[..., Any]:
         usage.open(index)
-        return lambda function, taken: record(runtime, index, function, taken)
+        needs = json.loads(branches)
+        return lambda function, taken: record(runtime, index, function, taken, needs)
 
     functions: dict[str, Callable[..., Any]] = {
         "devices": lambda: json.dumps(list_devices()),

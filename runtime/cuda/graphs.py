@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...targets.ffi import tvm_ffi
+from .branches import Needs, branched
 from .runtime import Runtime
 from .timing import Timed, Timer
 
@@ -32,14 +33,21 @@ class Graph:
         CUDA's.
     recording : ctypes.c_void_p
         The recorded graph.
+    needs : mapping, optional
+        Which launches of a kernel need each other, see `branches.py`; else they are a chain.
     """
 
-    def __init__(self, runtime: Runtime, recording: ctypes.c_void_p) -> None:
+    def __init__(
+        self, runtime: Runtime, recording: ctypes.c_void_p, needs: Needs | None = None
+    ) -> None:
         self._runtime, self._recording = runtime, recording
         self._handle = ctypes.c_void_p()
         self._timer: Timer | None = None
+        whole = branched(recording, needs) if needs else None
         options = ctypes.c_ulonglong(0)
-        runtime("cudaGraphInstantiate", ctypes.byref(self._handle), recording, options)
+        runtime("cudaGraphInstantiate", ctypes.byref(self._handle), whole or recording, options)
+        if whole is not None:
+            runtime.free("cudaGraphDestroy", whole)
 
     def launch(self) -> None:
         """Launch them; nothing is waited for."""
@@ -57,7 +65,11 @@ class Graph:
 
 
 def record(
-    runtime: Runtime, index: int, function: Callable[[], Any], taken: Callable[[Any], None]
+    runtime: Runtime,
+    index: int,
+    function: Callable[[], Any],
+    taken: Callable[[Any], None],
+    needs: Needs | None = None,
 ) -> Callable[[bool], str]:
     """Call a function and return what calls it again: the same kernels, on the same tensors.
 
@@ -71,6 +83,8 @@ def record(
         Launches kernels that have all been launched before, and gives tensors.
     taken : callable
         Is handed what the function gave, which must be kept for as long as it is called again.
+    needs : mapping, optional
+        As of `Graph`.
 
     Returns
     -------
@@ -80,7 +94,8 @@ def record(
         function could not be recorded.
     """
     runtime("cudaSetDevice", index)
-    graph = _captured(runtime, index, function, taken)
+    recording = _captured(runtime, index, function, taken)
+    graph = None if recording is None else Graph(runtime, recording, needs)
 
     def replay(profile: bool) -> str:
         runtime("cudaSetDevice", index)
@@ -98,7 +113,7 @@ def record(
 
 def _captured(
     runtime: Runtime, index: int, function: Callable[[], Any], taken: Callable[[Any], None]
-) -> Graph | None:
+) -> ctypes.c_void_p | None:
     """Return the kernels of a function as a graph, None where they can't be recorded."""
     stream = ctypes.c_void_p()
     runtime("cudaStreamCreateWithFlags", ctypes.byref(stream), _NON_BLOCKING)
@@ -115,6 +130,6 @@ def _captured(
         if runtime.status("cudaStreamEndCapture", stream, ctypes.byref(graph)) or failed:
             return None
         taken(result)
-        return Graph(runtime, graph)
+        return graph
     finally:
         runtime.free("cudaStreamDestroy", stream)

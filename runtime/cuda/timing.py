@@ -10,26 +10,10 @@ import ctypes
 from dataclasses import dataclass
 
 from .devices import Driver
+from .nodes import KernelNode, add_kernel, add_node, graph_nodes, kernel_name, new_graph
 from .runtime import Runtime
 
-_KERNEL_NODE = 0
-"""CU_GRAPH_NODE_TYPE_KERNEL."""
 _POINTER_BYTES = 8
-
-
-class _KernelNode(ctypes.Structure):
-    """CUDA_KERNEL_NODE_PARAMS_v2 (cuda.h)."""
-
-    _fields_ = [
-        ("function", ctypes.c_void_p),
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
-        ("shared_bytes", ctypes.c_uint),
-        ("parameters", ctypes.POINTER(ctypes.c_void_p)),
-        ("extra", ctypes.c_void_p),
-        ("kernel", ctypes.c_void_p),
-        ("context", ctypes.c_void_p),
-    ]
 
 
 @dataclass(frozen=True)
@@ -64,15 +48,14 @@ class Timer:
 
     def __init__(self, runtime: Runtime, graph: ctypes.c_void_p) -> None:
         self._runtime, self._driver = runtime, Driver()
-        nodes = [self._parameters(node) for node in self._kernels(graph)]
-        self._kinds = [(self._name(node), self._bytes(node)) for node in nodes]
+        nodes, _ = graph_nodes(self._driver, graph)
+        self._kinds = [(kernel_name(self._driver, node), self._bytes(node)) for node in nodes]
         self._events = [self._event() for _ in range(len(nodes) + 1)]
-        whole, before = ctypes.c_void_p(), ctypes.c_void_p()
-        self._driver("cuGraphCreate", ctypes.byref(whole), 0)
-        self._record(whole, before, self._events[0])
+        whole = new_graph(self._driver)
+        before = self._record(whole, [], self._events[0])
         for node, event in zip(nodes, self._events[1:], strict=True):
-            self._add("cuGraphAddKernelNode_v2", whole, before, ctypes.byref(node))
-            self._record(whole, before, event)
+            kernel = add_kernel(self._driver, whole, [before], node)
+            before = self._record(whole, [kernel], event)
         self._handle = ctypes.c_void_p()
         runtime("cudaGraphInstantiate", ctypes.byref(self._handle), whole, ctypes.c_ulonglong(0))
         runtime.free("cudaGraphDestroy", whole)
@@ -99,48 +82,12 @@ class Timer:
         self._runtime("cudaEventCreate", ctypes.byref(event))
         return event
 
-    def _add(
-        self, function: str, graph: ctypes.c_void_p, before: ctypes.c_void_p, what: object
-    ) -> None:
-        """Add a node behind the one that `before` names, and let it name the new one."""
-        node, count = ctypes.c_void_p(), ctypes.c_size_t(1 if before.value else 0)
-        behind = ctypes.byref(before) if before.value else None
-        self._driver(function, ctypes.byref(node), graph, behind, count, what)
-        before.value = node.value
-
     def _record(
-        self, graph: ctypes.c_void_p, before: ctypes.c_void_p, event: ctypes.c_void_p
-    ) -> None:
-        self._add("cuGraphAddEventRecordNode", graph, before, event)
+        self, graph: ctypes.c_void_p, before: list[ctypes.c_void_p], event: ctypes.c_void_p
+    ) -> ctypes.c_void_p:
+        return add_node(self._driver, "cuGraphAddEventRecordNode", graph, before, event)
 
-    def _kernels(self, graph: ctypes.c_void_p) -> list[ctypes.c_void_p]:
-        """Return the graph's kernels, in the order in which they were recorded."""
-        count = ctypes.c_size_t()
-        self._driver("cuGraphGetNodes", graph, None, ctypes.byref(count))
-        nodes = (ctypes.c_void_p * count.value)()
-        self._driver("cuGraphGetNodes", graph, nodes, ctypes.byref(count))
-        handles = [ctypes.c_void_p(node) for node in nodes]
-        return [
-            node
-            for node in handles
-            if self._driver.number("cuGraphNodeGetType", node) == _KERNEL_NODE
-        ]
-
-    def _parameters(self, node: ctypes.c_void_p) -> _KernelNode:
-        found = _KernelNode()
-        self._driver("cuGraphKernelNodeGetParams_v2", node, ctypes.byref(found))
-        return found
-
-    def _name(self, node: _KernelNode) -> str:
-        name = ctypes.c_char_p()
-        if node.function:
-            handle = ctypes.c_void_p(node.function)
-            self._driver("cuFuncGetName", ctypes.byref(name), handle)
-        else:
-            self._driver("cuKernelGetName", ctypes.byref(name), ctypes.c_void_p(node.kernel))
-        return (name.value or b"").decode()
-
-    def _bytes(self, node: _KernelNode) -> int:
+    def _bytes(self, node: KernelNode) -> int:
         """Return the bytes of all allocations that a kernel's parameters point to."""
         found: dict[int, int] = {}
         offset, size = ctypes.c_size_t(), ctypes.c_size_t()

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,25 @@ def test_tokens_after_the_second_are_one_graph_and_the_same(
     assert len(launched) == 2 * (len(tokens) - 1)
     np.testing.assert_array_equal(*runs)
     assert np.isfinite(runs[0]).all()
+
+
+def test_branches_of_a_step_compute_what_a_chain_does(bundle: Bundle) -> None:
+    shape = bundle.micro_batch, bundle.context
+    rows = np.random.default_rng(4).integers(
+        0, bundle.config["vocab_size"], (shape[0], shape[1] + 1), np.int32
+    )
+    batch = Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), np.zeros(shape, np.int32))
+    assert bundle.manifest["branches"]
+    runs = []
+    for manifest in (bundle.manifest, bundle.manifest | {"branches": {}}):
+        engine = training_engine(replace(bundle, manifest=manifest))
+        engine.initialize_adapter(0)
+        losses = []
+        for number in range(1, 9):
+            losses.append(engine.accumulate(batch, 1.0 / rows.size, number))
+            engine.update(learning_rate=1e-3, step=number)
+        runs.append(losses)
+    assert runs[0] == runs[1]
 
 
 def test_two_trainings_in_turns_do_not_touch_each_other(bundle: Bundle) -> None:
