@@ -37,8 +37,9 @@ def graph_nodes(driver: Driver, graph: ctypes.c_void_p) -> tuple[list[KernelNode
     driver("cuGraphGetNodes", graph, nodes, ctypes.byref(count))
     found = []
     for handle in nodes:
-        node, kernel = ctypes.c_void_p(handle), KernelNode()
-        if driver.number("cuGraphNodeGetType", node) == _KERNEL_NODE:
+        node, kind, kernel = ctypes.c_void_p(handle), ctypes.c_int(), KernelNode()
+        driver("cuGraphNodeGetType", node, ctypes.byref(kind))
+        if kind.value == _KERNEL_NODE:
             driver("cuGraphKernelNodeGetParams_v2", node, ctypes.byref(kernel))
             found.append(kernel)
     return found, len(found) == count.value

@@ -30,6 +30,12 @@ SMALL_CACHED = 2
 """The same on other devices."""
 
 
+GATED = 3
+"""The part of the usual work-groups that there are by default on Hopper where each has a gate."""
+BRISK = 128
+"""Threads of the others there: more would wait longer for each other than they save."""
+
+
 def few_tokens(
     function: tirx.PrimFunc, parameters: dict[str, Any], target: Target
 ) -> tirx.PrimFunc | None:
@@ -45,7 +51,13 @@ def few_tokens(
 
     def body(*buffers: Buffer) -> None:
         linear = Linear.of(parameters, buffers)
-        plan = layout(gpu, parts, linear.packing.words(linear.columns), cores(gpu))
+        groups, most = cores(gpu), gpu.threads
+        if gpu.warpgroups and linear.activation:
+            # Each work-group gates, weighs and quantises twice as many columns as it has rows.
+            groups //= GATED
+        elif gpu.warpgroups:
+            most = BRISK
+        plan = layout(gpu, parts, linear.packing.words(linear.columns), groups, most)
         product = RowProduct(plan, linear)
 
         def two() -> None:

@@ -77,10 +77,11 @@ class Layout:
         return ceil_div(ceil_div(self.steps, self.parts), self.turns)
 
 
-def layout(gpu: Gpu, parts: list[Segment], steps: int, groups: int) -> Layout:
+def layout(gpu: Gpu, parts: list[Segment], steps: int, groups: int, most: int) -> Layout:
     """Return the layout: by default with the most tiles a work-group that leaves `groups` of these.
 
-    How many threads share the columns, and how many loads each has under way, are decisions, too.
+    How many threads share the columns, `most` at most by default, and how many loads each has under
+    way, are decisions, too.
     """
     total = parts[-1].end // TILE
     valid = [
@@ -91,7 +92,7 @@ def layout(gpu: Gpu, parts: list[Segment], steps: int, groups: int) -> Layout:
     tiles = choose("tiles", valid, max(t for t in valid if t == 1 or total // t >= groups))
     across = tiles * TILE // LANES
     least = max(4 * across, 32)
-    usual = min(gpu.threads, max(across * power_of_two(steps), least))
+    usual = min(max(most, least), max(across * power_of_two(steps), least))
     counts = [count for count in (32, 64, 128, 256, 512) if least <= count <= gpu.threads]
     threads = choose("threads", counts, usual) if usual in counts else usual
     return Layout(tiles, threads, steps, choose("ahead", (4, AHEAD, 16), AHEAD))
