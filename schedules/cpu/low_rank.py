@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..decisions import choose
-from ..tir import Expr, branch, horizontal, static
+from ..tir import Expr, bind, branch, horizontal, loop, static
 from .isa import Isa
 from .microkernel import Tile, accumulate, row_tiles
 
@@ -15,6 +15,9 @@ MANY_ROWS = 1024
 """From this many rows on it is always cut by row."""
 PARALLEL_WORK = 1 << 18
 """Multiply-adds below which starting the threads costs more than it saves."""
+
+CHAINS = (1, 2, 4, 8)
+"""Sums of one token's product with a row that do not wait for each other."""
 
 Vector = Callable[[Expr, Expr], Expr]
 
@@ -76,8 +79,39 @@ def dot_products(
         else:
             branch(tokens >= MANY, by_token, by_row)
 
+    if static(tokens) == 1 and isinstance(rows, int) and rows >= MANY_ROWS:
+        _stream(isa, rows, depth, left, right, store)
+        return
     if static(tokens) is None:
         parallel()
         return
     small = tokens * rows * depth < PARALLEL_WORK
     branch(small, lambda: by_token(parallel=False), parallel)
+
+
+def _stream(
+    isa: Isa,
+    rows: int,
+    depth: int,
+    left: Vector,
+    right: Vector,
+    store: Callable[[Expr, Expr, Expr], None],
+) -> None:
+    """Emit the products of one token with many rows, which are read one after the other.
+
+    Several rows at once would be as many streams, each too short for what fetches memory ahead.
+    """
+    vectors = depth // isa.lanes
+    valid = [count for count in CHAINS if vectors % count == 0]
+    chains = choose("chains", valid, valid[-1])
+    with loop(rows, parallel=True) as row:
+        sums = Tile(1, chains, isa.lanes)
+        sums.fill()
+        with loop(vectors // chains) as step:
+            for c in range(chains):
+                column = (step * chains + c) * isa.lanes
+                sums[0, c] = sums[0, c] + left(0, column) * right(row, column)
+        total = sums[0, 0]
+        for c in range(1, chains):
+            total = total + sums[0, c]
+        store(0, row, horizontal(bind(total), lambda a, b: a + b))
