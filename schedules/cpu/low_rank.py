@@ -46,6 +46,14 @@ def dot_products(
     store : callable
         Emits what becomes of a sum; may be emitted twice for the same ``(t, j)``.
     """
+    many = isinstance(rows, int) and rows >= MANY_ROWS
+
+    def stream() -> None:
+        _stream(isa, rows, depth, left, right, store)
+
+    if many and static(tokens) == 1:
+        stream()
+        return
     height, width = choose("thin tile", isa.dot_tiles, isa.dot_tile)
 
     def token_tile(token: Expr, high: int) -> None:
@@ -73,14 +81,11 @@ def dot_products(
         row_tiles(rows, width, row_tile, parallel=True, overlap=True)
 
     def parallel() -> None:
-        # Many rows, as of a vocabulary, are shared by threads so that each is read once.
-        if isinstance(rows, int) and rows >= MANY_ROWS:
-            by_row()
-        else:
-            branch(tokens >= MANY, by_token, by_row)
+        branch(tokens >= MANY, by_token, by_row)
 
-    if static(tokens) == 1 and isinstance(rows, int) and rows >= MANY_ROWS:
-        _stream(isa, rows, depth, left, right, store)
+    if many:
+        # Many rows, as of a vocabulary, are shared by threads so that each is read once.
+        branch(tokens == 1, stream, by_row)
         return
     if static(tokens) is None:
         parallel()
