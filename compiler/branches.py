@@ -13,7 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from .rocm.kernels import operator
+from .operators import operator
 
 COPIES = ("fabric_copy_vector", "fabric_warpgroup_copy_block")
 """Functions that only read what their third argument, after their name, is the address of."""

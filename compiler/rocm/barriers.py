@@ -14,7 +14,8 @@ import tvm
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .kernels import Handlers, Node, operator, rewritten
+from ..operators import operator
+from .kernels import Handlers, Node, rewritten
 
 BARRIER = "fabric_barrier"
 """The function of :mod:`functions`."""

@@ -14,7 +14,8 @@ import tvm
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .kernels import Handlers, Node, operator, rewritten, threads
+from ..operators import operator
+from .kernels import Handlers, Node, rewritten, threads
 
 CALL = "tirx.call_pure_extern"
 _TYPES = {"float32": "float", "int32": "int"}

@@ -15,7 +15,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...targets.rocm import ARCHITECTURES
-from .kernels import Handlers, Node, operator, rewritten
+from ..operators import operator
+from .kernels import Handlers, Node, rewritten
 from .matrices import BYTES, LINES, SUMS, Unit, units
 
 LANE = "fabric_lane"

@@ -25,11 +25,6 @@ def rewritten(module: tvm.IRModule, handlers: Callable[[tirx.PrimFunc], Handlers
     return tvm.IRModule(functions, attrs=module.attrs)
 
 
-def operator(node: Node) -> str:
-    """Return the name of the operator that a call calls; "" where it calls none."""
-    return str(getattr(node.op, "name", "")) if isinstance(node, tvm.ir.Call) else ""
-
-
 def threads(function: tirx.PrimFunc) -> dict[str, tuple[Node, int]]:
     """Return the index and the number of a kernel's threads along each axis: ``threadIdx.x``."""
     found: dict[str, tuple[Node, int]] = {}

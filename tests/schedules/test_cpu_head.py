@@ -36,7 +36,7 @@ def _types(arrays: list[np.ndarray]) -> list[tuple[tuple[int, ...], str]]:
 @every_target
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("symbolic", [False, True])
-@pytest.mark.parametrize("size", [(1, 48, 50), (5, 64, 1999), (17, 96, 333)])
+@pytest.mark.parametrize("size", [(1, 48, 50), (1, 96, 1027), (5, 64, 1999), (17, 96, 333)])
 def test_logits(target: Target, dtype: str, symbolic: bool, size: tuple[int, int, int]) -> None:
     tokens, columns, rows = size
     tensors, weight = _table(dtype, rows, columns)
